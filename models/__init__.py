@@ -1,0 +1,1 @@
+"""What both the node and the trainer know of models; imports nothing."""

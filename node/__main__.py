@@ -1,0 +1,55 @@
+"""The command `osteon`: hangs the verbs together and turns errors into exit codes.
+
+Nothing heavy is imported here: `osteon --help` answers at once, and each verb imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import entry_points
+
+import typer
+
+from models.errors import OsteonError, Retriable
+
+EXIT_FINAL = 2
+EXIT_RETRIABLE = 75  # EX_TEMPFAIL of sysexits.h
+
+
+def build() -> typer.Typer:
+    """Put the verbs of the node and those that installed packages add (entry-point group `osteon.verbs`) into one app."""
+    from node.commands import check, delivery, demo, init, labels, models, quarantine, receive, reply, serve, status
+
+    app = typer.Typer(
+        name="osteon",
+        help="A PACS-integrated DICOM node that learns from its own archive. Research use only.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+    )
+    for verb in (init.init, check.check, serve.serve, receive.receive, status.status, demo.demo):
+        app.command()(verb)
+    for name, group in (
+        ("reply", reply.app),
+        ("labels", labels.app),
+        ("models", models.app),
+        ("quarantine", quarantine.app),
+        ("delivery", delivery.app),
+    ):
+        app.add_typer(group, name=name)
+    for entry in entry_points(group="osteon.verbs"):
+        app.add_typer(entry.load(), name=entry.name)
+    return app
+
+
+def main() -> None:
+    """Run the command line; an error of Osteon is one line and an exit code (2 final, 75 try again)."""
+    try:
+        build()()
+    except OsteonError as error:
+        print(f"osteon: {error}", file=sys.stderr)
+        sys.exit(EXIT_RETRIABLE if isinstance(error, Retriable) else EXIT_FINAL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The command `osteon`, one file a verb group."""

@@ -1,0 +1,1 @@
+"""The demonstration: phantom cohort, embedded PACS, guided run."""

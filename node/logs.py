@@ -1,0 +1,65 @@
+"""Logs: one line a unit of work, JSON on a pipe, text on a terminal.
+
+Nothing here may print what a patient's header holds: the loggers of pynetdicom, pydicom, highdicom and SQLAlchemy, which
+would, are set quiet by their public settings, and an exception of a foreign library is logged by its class alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from datetime import UTC, datetime
+from typing import TextIO
+
+from models.errors import OsteonError
+
+QUIET = ("pynetdicom", "pydicom", "highdicom", "sqlalchemy", "alembic", "PIL", "matplotlib", "onnxruntime")
+_FIELDS = "osteon_fields"
+
+
+def event(logger: logging.Logger, what: str, *, level: int = logging.INFO, **fields: object) -> None:
+    """Log one line: `what` happened, with `fields` (pseudonymous UIDs, durations, AE titles, statuses; never an identity)."""
+    logger.log(level, what, extra={_FIELDS: fields})
+
+
+def safe_message(error: BaseException) -> str:
+    """Say what went wrong without repeating data: Osteon's own messages in full, a foreign error by its class alone."""
+    return str(error) if isinstance(error, OsteonError) else type(error).__name__
+
+
+class _Lines(logging.Formatter):
+    """One record as one line of JSON, or of text on a terminal."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        super().__init__()
+        self.as_json = as_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = dict(getattr(record, _FIELDS, {}))
+        if record.exc_info and record.exc_info[1] is not None:
+            fields["error"] = safe_message(record.exc_info[1])
+        at = datetime.fromtimestamp(record.created, UTC)
+        if self.as_json:
+            line = {"at": at.isoformat(timespec="milliseconds"), "level": record.levelname.lower()}
+            return json.dumps(line | {"role": record.name, "event": record.getMessage()} | fields, default=str)
+        told = " ".join(f"{name}={value}" for name, value in fields.items())
+        return f"{at.astimezone():%H:%M:%S} {record.levelname.lower():7} {record.getMessage()}  {told}".rstrip()
+
+
+def configure(*, stream: TextIO | None = None, as_json: bool | None = None, level: int = logging.INFO) -> None:
+    """Send Osteon's log lines to `stream` (stdout) and silence the libraries that would log identities."""
+    out = sys.stdout if stream is None else stream
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(_Lines(as_json=not out.isatty() if as_json is None else as_json))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.ERROR)
+    logging.getLogger("osteon").setLevel(level)
+    for name in QUIET:
+        quiet = logging.getLogger(name)
+        quiet.handlers[:] = [logging.NullHandler()]
+        quiet.setLevel(logging.CRITICAL + 1)
+        quiet.propagate = False
+    warnings.filterwarnings("ignore", module=r"(pydicom|pynetdicom|highdicom)(\.|$)")

@@ -1,0 +1,1 @@
+"""The door in: association, pseudonymisation, intake."""

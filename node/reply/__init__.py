@@ -1,0 +1,1 @@
+"""The door out: completion, inference, report, delivery."""

@@ -1,0 +1,301 @@
+"""The site's settings: `ae_config.toml` read once, checked, and passed on as frozen pieces.
+
+In: a TOML file. Out: `Settings`. An unknown, missing or unsafe key is a `BadSettings` that names file, key and line. Nothing is
+read from the environment here but a key that the file says is there (`env:NAME`).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+import os
+import re
+import stat
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from node.errors import BadKey, BadSettings
+
+KEY_BYTES = 32
+AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[\x20-\x5b\x5d-\x7e]+$")]
+Port = Annotated[int, Field(ge=0, le=65535)]
+PurposeName = Literal["answer", "learn"]
+
+
+class _Piece(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Caller(_Piece):
+    """A peer that may open associations to this node."""
+
+    ae_title: AETitle
+    """Its calling AE title, compared exactly after trimming spaces (PS3.8 9.3.2)."""
+    networks: list[str] = Field(min_length=1)
+    """CIDR networks it may call from."""
+    purpose: PurposeName = "answer"
+    """Whether what it sends to `ae_title` is to be answered with an SR, or only learned from."""
+
+    @field_validator("networks")
+    @classmethod
+    def _are_networks(cls, networks: list[str]) -> list[str]:
+        for network in networks:
+            ipaddress.ip_network(network)
+        return networks
+
+    def calls_from(self, address: str) -> bool:
+        """Say whether `address` (IPv4 or IPv6, also IPv4-mapped) lies in one of the networks."""
+        ip = ipaddress.ip_address(address.split("%")[0])
+        if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped:
+            ip = ip.ipv4_mapped
+        return any(ip in ipaddress.ip_network(network) for network in self.networks)
+
+
+class Node(_Piece):
+    """The node as its peers see it."""
+
+    ae_title: AETitle
+    learn_ae_title: AETitle
+    host: str = "127.0.0.1"
+    port: Port = 11112
+    default_issuer: Annotated[str, Field(min_length=1, max_length=64)]
+    callers: list[Caller] = []
+    max_associations: Annotated[int, Field(ge=1, le=256)] = 16
+    max_pdu: Annotated[int, Field(ge=4096, le=1 << 20)] = 131072
+    max_object_mb: Annotated[int, Field(ge=1, le=4096)] = 256
+    idle_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    placeholder_patient_ids: list[str] = ["0", "00000000", "1", "ANONYMOUS", "NONE", "UNKNOWN", "TEST", "XXX"]
+    vocabulary: str = ""
+
+    @model_validator(mode="after")
+    def _titles_differ(self) -> Node:
+        if self.ae_title.strip() == self.learn_ae_title.strip():
+            raise ValueError("learn_ae_title must differ from ae_title")
+        titles = [caller.ae_title.strip() for caller in self.callers]
+        if len(set(titles)) != len(titles):
+            raise ValueError("two [[node.callers]] have the same ae_title")
+        return self
+
+
+class Pacs(_Piece):
+    """A destination of results."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
+    ae_title: AETitle
+    host: str
+    port: Annotated[int, Field(ge=1, le=65535)]
+    answers_for: list[str] = []
+    """Calling AE titles whose studies are answered here; empty: all."""
+    timeout_s: Annotated[float, Field(gt=0, le=600)] = 20.0
+
+    def answers(self, calling_ae: str) -> bool:
+        """Say whether results of studies that `calling_ae` sent go to this destination."""
+        return not self.answers_for or calling_ae.strip() in {ae.strip() for ae in self.answers_for}
+
+
+class Storage(_Piece):
+    """Where everything lies."""
+
+    root: Path
+    catalogue: str
+    vault: str
+    site_key: str
+    vault_key: str
+
+    @field_validator("root", mode="before")
+    @classmethod
+    def _is_path(cls, root: object) -> object:
+        return Path(root) if isinstance(root, str) else root
+
+
+class Completion(_Piece):
+    """When a study counts as complete."""
+
+    quiet_s: Annotated[float, Field(ge=0)] = 120.0
+    max_wait_s: Annotated[float, Field(gt=0)] = 1800.0
+    answer_within_h: Annotated[float, Field(gt=0)] = 72.0
+
+
+class Inference(_Piece):
+    """How studies are scored, and whether answers leave."""
+
+    provider: Literal["cpu", "cuda"] = "cpu"
+    allow_degraded: bool = False
+    threads: Annotated[int, Field(ge=0, le=256)] = 0
+    answers: Literal["on", "off"] = "on"
+    answer_not_applicable: Literal["send", "status only"] = "send"
+    claim_s: Annotated[float, Field(gt=0)] = 300.0
+
+
+class Report(_Piece):
+    """What the SR says of itself (docs/conformance.md)."""
+
+    document_title: Literal["126000", "126001"] = "126001"
+    series_number: Annotated[int, Field(ge=1, le=2**31 - 1)] = 9001
+    series_description: Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[\x20-\x5b\x5d-\x7e]+$")] = (
+        "Osteon AI RESEARCH ONLY"
+    )
+
+    @field_validator("series_description")
+    @classmethod
+    def _says_research(cls, text: str) -> str:
+        if "RESEARCH ONLY" not in text:
+            raise ValueError("must contain RESEARCH ONLY")
+        return text
+
+
+class Delivery(_Piece):
+    """How often and how long a result is offered to a PACS."""
+
+    retry_first_s: Annotated[float, Field(gt=0)] = 10.0
+    retry_max_s: Annotated[float, Field(gt=0)] = 3600.0
+    give_up_h: Annotated[float, Field(gt=0)] = 72.0
+
+
+class Training(_Piece):
+    """What the trainer of this site runs."""
+
+    recipe: str = "ewing_small"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    locked: Annotated[float, Field(gt=0, lt=1)] = 0.2
+
+
+class Settings(_Piece):
+    """All of `ae_config.toml`."""
+
+    node: Node
+    pacs: list[Pacs] = []
+    storage: Storage
+    completion: Completion = Completion()
+    inference: Inference = Inference()
+    report: Report = Report()
+    delivery: Delivery = Delivery()
+    training: Training = Training()
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Settings:
+        names = [pacs.name for pacs in self.pacs]
+        if len(set(names)) != len(names):
+            raise ValueError("two [[pacs]] have the same name")
+        return self
+
+
+def load(file: Path) -> Settings:
+    """Read and check `file`; relative paths in it are taken from its folder.
+
+    Raises
+    ------
+    BadSettings
+        The file is missing, is no TOML, or a key is unknown, missing or invalid; the message names file, key and line.
+    """
+    try:
+        text = file.read_text("utf-8")
+    except OSError as error:
+        raise BadSettings(f"{file}: cannot be read ({error.strerror}); `osteon init DIR` writes one") from None
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise BadSettings(f"{file}: not valid TOML: {error}") from None
+    try:
+        settings = Settings.model_validate(raw)
+    except ValidationError as error:
+        raise BadSettings("\n".join(_complaint(file, text, problem) for problem in error.errors())) from None
+    return _anchored(settings, file.resolve().parent)
+
+
+def _anchored(settings: Settings, folder: Path) -> Settings:
+    """Make every path in the settings absolute, from the folder of the file."""
+    storage = settings.storage
+    anchored = storage.model_copy(
+        update={
+            "root": (folder / storage.root).resolve(),
+            "catalogue": _database_url(storage.catalogue, folder),
+            "vault": _database_url(storage.vault, folder),
+            "site_key": _key_place(storage.site_key, folder),
+            "vault_key": _key_place(storage.vault_key, folder),
+        }
+    )
+    node = settings.node
+    if node.vocabulary:
+        node = node.model_copy(update={"vocabulary": str((folder / node.vocabulary).resolve())})
+    return settings.model_copy(update={"storage": anchored, "node": node})
+
+
+def _database_url(url: str, folder: Path) -> str:
+    prefix = "sqlite:///"
+    return prefix + str((folder / url.removeprefix(prefix)).resolve()) if url.startswith(prefix) else url
+
+
+def _key_place(place: str, folder: Path) -> str:
+    return place if place.startswith("env:") else str((folder / place).resolve())
+
+
+def _complaint(file: Path, text: str, problem: object) -> str:
+    """Say where in the file a problem of pydantic lies, in one line."""
+    found = dict(problem)  # type: ignore[call-overload]
+    where = found["loc"]
+    key = ".".join(str(part) for part in where)
+    line = line_of(text, tuple(where))
+    what = {"missing": "this key is missing", "extra_forbidden": "unknown key"}.get(found["type"], found["msg"])
+    return f"{file}: line {line}: {key or 'file'}: {what}"
+
+
+def line_of(text: str, where: tuple[str | int, ...]) -> int:
+    """Find the line (from 1) of a key, or of the table that should hold it, in TOML text.
+
+    `where` is a path as pydantic gives it: names, with a number after the name of an array of tables.
+    """
+    names = [part for part in where if isinstance(part, str)]
+    index = next((at for at, part in enumerate(where) if isinstance(part, int)), None)
+    array = ".".join(names[:index]) if index is not None else ""
+    best, table, nth = 1, "", -1
+    for number, line in enumerate(text.splitlines(), start=1):
+        if match := re.match(r"^\s*\[\[?\s*([A-Za-z0-9_.-]+)\s*\]\]?", line):
+            table = match[1]
+            nth += table == array
+            key = table
+        else:
+            key = f"{table}.{line.split('=')[0].strip()}" if "=" in line else ""
+        if array and table == array and nth != where[index or 0]:
+            continue
+        if key and key == ".".join(names):
+            return number
+        if key and key == ".".join(names[: key.count(".") + 1]):
+            best = number
+    return best
+
+
+def load_key(place: str) -> bytes:
+    """Read a key of 32 bytes, base64, from a file of mode 0600 or less, or from the environment (`env:NAME`).
+
+    Raises
+    ------
+    BadKey
+        Missing, malformed, too short, or readable by others.
+    """
+    if place.startswith("env:"):
+        name = place.removeprefix("env:")
+        if name not in os.environ:
+            raise BadKey(f"the environment has no {name}, which the settings name as a key")
+        encoded, told = os.environ[name], f"the environment's {name}"
+    else:
+        told = place
+        try:
+            mode = os.stat(place).st_mode
+            encoded = Path(place).read_text("ascii")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not ASCII"
+            raise BadKey(f"{place}: the key cannot be read ({reason}); `osteon init DIR` makes one") from None
+        if stat.S_IMODE(mode) & 0o077:
+            raise BadKey(f"{place}: the key is readable by others (mode {stat.S_IMODE(mode):04o}); `chmod 600` it")
+    try:
+        key = base64.b64decode(encoded.strip(), validate=True)
+    except (binascii.Error, ValueError):
+        raise BadKey(f"{told}: the key is not base64") from None
+    if len(key) != KEY_BYTES:
+        raise BadKey(f"{told}: the key has {len(key)} bytes, not {KEY_BYTES}")
+    return key

@@ -1,0 +1,1 @@
+"""The trainer: sees pseudonyms and pixels, never identities."""
