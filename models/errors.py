@@ -8,6 +8,8 @@ The class says what a caller may do; the class docstring is the message when non
     └── Final              the same input will fail the same way: say so, do not repeat
         ├── Unreadable     pixels that no decoder gives back
         ├── NoSuchVersion  a model version or alias that the shelf does not hold
+        ├── NoSuchWeights  start weights that are unknown or not on this machine
+        ├── NotAllowed     a version that may not be put into service
         ├── Tampered       a file whose hash is not the one its card states
         └── NoProvider     an execution provider that was asked for and is not there
 """
@@ -42,6 +44,14 @@ class Unreadable(Final):
 
 class NoSuchVersion(Final):
     """The shelf holds no such model version; `osteon models list` shows what it holds."""
+
+
+class NoSuchWeights(Final):
+    """The start weights are unknown, or not on this machine; `osteon models fetch` brings those it knows."""
+
+
+class NotAllowed(Final):
+    """The version may not be put into service."""
 
 
 class Tampered(Final):

@@ -1,19 +1,31 @@
-"""The node's branch of the error tree (`models/errors.py` holds the root)::
+"""The node's branch of the error tree.
 
-Retriable
-├── PeerAway          a peer does not answer, or not in time
-├── NoSpace           the disk is full (ENOSPC, EDQUOT)
-└── StoreBusy         the catalogue or the vault did not take a write in time
-Final
-├── BadSettings       ae_config.toml is wrong: names file, key and line
-├── BadKey            a key is missing, too short, world-readable or not the one that sealed this
-├── Refused           an object that is not taken in at all (`status` says which answer)
-├── TooLarge          an object over the size limit
-├── NotFound          nothing under the identifier the user gave
-└── BadLabels         a label table with rows that cannot be taken: nothing is imported
+The root is in `models/errors.py`; the class says what a caller may do::
+
+    Retriable
+    ├── PeerAway          a peer does not answer, or not in time
+    ├── NoSpace           the disk is full (ENOSPC, EDQUOT)
+    └── StoreBusy         the catalogue or the vault did not take a write in time
+    Final
+    ├── BadSettings       ae_config.toml is wrong: names file, key and line
+    ├── BadKey            a key is missing, too short, world-readable or not the one that sealed this
+    ├── Refused           an object that is not taken in at all (`status` says which answer)
+    ├── NotAsAnnounced    a data set with another SOP class or instance than the C-STORE request names
+    ├── NotUnderstood     bytes that are no data set
+    ├── TooLarge          an object over the size limit
+    ├── IdentityConflict  an instance that names another patient than its study
+    ├── PixelConflict     an instance with other pixels than the one archived under its UID
+    ├── NotReleasable     what the quarantine holds for a reason that a person cannot override
+    ├── NotFound          nothing under the identifier the user gave
+    ├── NotToBeAnswered   a study that was sent to be learned from
+    └── BadLabels         a label table with rows that cannot be taken: nothing is imported
 """
 
 from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from models.errors import Final, Retriable
 
@@ -42,8 +54,28 @@ class Refused(Final):
     """The object is not of a kind this node takes in."""
 
 
+class NotAsAnnounced(Final):
+    """The data set is of another SOP class or instance than the C-STORE request says."""
+
+
+class NotUnderstood(Final):
+    """The bytes are no DICOM data set in the transfer syntax of the presentation context."""
+
+
 class TooLarge(Final):
     """The object is larger than `[node] max_object_mb`."""
+
+
+class IdentityConflict(Final):
+    """The instance names another patient than the earlier instances of its study."""
+
+
+class PixelConflict(Final):
+    """The archive holds other pixels under this SOP Instance UID."""
+
+
+class NotReleasable(Final):
+    """The quarantine holds this for a reason that a release cannot override."""
 
 
 class NotFound(Final):
@@ -52,3 +84,18 @@ class NotFound(Final):
 
 class BadLabels(Final):
     """The label table has rows that cannot be imported; nothing was imported."""
+
+
+class NotToBeAnswered(Final):
+    """The study was sent to be learned from; it is never answered."""
+
+
+@contextmanager
+def disk_full_said() -> Iterator[None]:
+    """Turn the operating system's "no space left" into `NoSpace`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpace from None
+        raise

@@ -111,6 +111,14 @@ class Storage(_Piece):
     def _is_path(cls, root: object) -> object:
         return Path(root) if isinstance(root, str) else root
 
+    @model_validator(mode="after")
+    def _places_differ(self) -> Storage:
+        if self.catalogue == self.vault:
+            raise ValueError("vault must be another database than catalogue")
+        if self.site_key == self.vault_key:
+            raise ValueError("site_key and vault_key must be two keys")
+        return self
+
 
 class Completion(_Piece):
     """When a study counts as complete."""
@@ -196,6 +204,11 @@ def load(file: Path) -> Settings:
         text = file.read_text("utf-8")
     except OSError as error:
         raise BadSettings(f"{file}: cannot be read ({error.strerror}); `osteon init DIR` writes one") from None
+    return parse(text, file)
+
+
+def parse(text: str, file: Path) -> Settings:
+    """Check settings that are to stand in `file`; see `load`."""
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -240,7 +253,8 @@ def _complaint(file: Path, text: str, problem: object) -> str:
     where = found["loc"]
     key = ".".join(str(part) for part in where)
     line = line_of(text, tuple(where))
-    what = {"missing": "this key is missing", "extra_forbidden": "unknown key"}.get(found["type"], found["msg"])
+    told = found["msg"].removeprefix("Value error, ")
+    what = {"missing": "this key is missing", "extra_forbidden": "unknown key"}.get(found["type"], told)
     return f"{file}: line {line}: {key or 'file'}: {what}"
 
 

@@ -132,6 +132,21 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
+class StudyIdentity:
+    """Whose study it is and what the hospital calls it, as the SR states it. Never leaves the vault and the report."""
+
+    pid: str
+    study_uid: str
+    original_study_uid: str
+    character_set: RawElement | None
+    """SpecificCharacterSet in which `patient` and `study` are to be read."""
+    patient: tuple[RawElement, ...]
+    """As in `Identity`, by the newest acknowledged instance."""
+    study: tuple[RawElement, ...]
+    """As in `Identity`, by the first acknowledged instance."""
+
+
+@dataclass(frozen=True, slots=True)
 class Instance:
     """One pseudonymised image of the archive, as the catalogue knows it."""
 
@@ -161,6 +176,16 @@ class Instance:
     study_id_key: str
     pixels_checked: bool = False
     """Whether the pixels were searched for text. No version does so yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingImage(Instance):
+    """An image of the archive as the trainer sees it."""
+
+    locked: bool
+    """Its patient is set aside for evaluation: it must not train, tune or calibrate anything."""
+    purpose: Purpose
+    """Of its study."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,3 +408,31 @@ class Role:
     seen_at: datetime
     told: Mapping[str, object] = field(default_factory=dict)
     """What it says of itself: model, provider, degraded, last error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training run, as the index knows it."""
+
+    id: int
+    kind: str
+    folder: str
+    started_at: datetime
+    finished_at: datetime | None
+    outcome: str
+    """What became of it, empty while it runs."""
+    model_id: str
+    """Version that it registered, empty when none."""
+    decision: str
+    """Of the gate, empty when it did not come so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """Something a person did."""
+
+    at: datetime
+    by: str
+    what: str
+    subject: str
+    reason: str

@@ -1,0 +1,225 @@
+"""Decoded images for training: each image of the archive is decoded once, never in an epoch.
+
+In: instances and a way to read them. Out: uint8 rows of a memory-mapped file, found by SOP Instance UID. All of it can be
+thrown away and built again from the archive. Two files per preprocessing::
+
+    cache/<size>px-<digest>/pixels.u8     rows of size × size bytes, only ever appended or blanked
+    cache/<size>px-<digest>/index.jsonl   one line an image, written after its row is on the disk; the last line of a UID counts
+
+So a kill at any moment leaves at worst rows that no line names; the next build cuts them off. A line holds pseudonyms and
+digests only. An image that cannot be decoded has a line with the reason and no row; it is tried again when its file changes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from models.errors import OsteonError, Unreadable
+from models.preprocess import Preprocessing, preprocess
+from node.keep.records import Instance
+
+NO_ROW = -1
+CHUNK = 32
+"""Images decoded between two syncs: what a kill can cost."""
+BLANKED = "blanked"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the cache knows of one image."""
+
+    sop_uid: str
+    source: str
+    """Digest over header and pixels of the file it was made from; another file makes another row."""
+    row: int
+    """Position in the file of pixels; -1 when there are none."""
+    digest: str
+    """SHA-256 of the row's bytes: equal for equal pictures, whatever their syntax. Empty without a row."""
+    mean: float
+    """Mean grey level, 0…255."""
+    spread: float
+    """Standard deviation of the grey levels, 0…127."""
+    taken_on: str
+    """Date of the image as the archive's file gives it (YYYYMMDD, shifted), empty when it gives none."""
+    problem: str = ""
+    """Why there is no row."""
+
+
+class Cache:
+    """The decoded images of one preprocessing, below `folder`."""
+
+    def __init__(self, folder: Path, spec: Preprocessing) -> None:
+        digest = hashlib.sha256(json.dumps(asdict(spec), sort_keys=True).encode()).hexdigest()[:12]
+        self.spec = spec
+        self.size_px = spec.size_px
+        self.folder = folder / f"{spec.size_px}px-{digest}"
+        self._pixels = self.folder / "pixels.u8"
+        self._index = self.folder / "index.jsonl"
+        self._rows = self._known()
+
+    def __len__(self) -> int:
+        return sum(row.row != NO_ROW for row in self._rows.values())
+
+    def get(self, sop_uid: str) -> Row | None:
+        """Give what is known of one image, None when it was never decoded or was blanked."""
+        row = self._rows.get(sop_uid)
+        return None if row is None or row.problem == BLANKED else row
+
+    def pixels(self, sop_uids: Sequence[str]) -> NDArray[np.uint8]:
+        """Read the images of `sop_uids`, in that order: (n, size, size) uint8, in memory of their own."""
+        if not sop_uids:
+            return np.empty((0, self.size_px, self.size_px), np.uint8)
+        rows = [self._rows[uid].row for uid in sop_uids]
+        if min(rows) == NO_ROW:
+            raise KeyError("an image without a row")
+        mapped = np.memmap(self._pixels, np.uint8, "r")
+        whole = mapped[: len(mapped) // self._row_bytes * self._row_bytes]
+        return np.array(whole.reshape(-1, self.size_px, self.size_px)[rows])
+
+    def build(
+        self,
+        instances: Iterable[Instance],
+        read: Callable[[Instance], Dataset],
+        *,
+        threads: int = 2,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> int:
+        """Decode what is missing and give its number; whatever is done stays done when it is killed."""
+        with self._alone():
+            missing = [one for one in instances if self._source_of(one.sop_uid) != _source(one)]
+            todo, done = iter(missing), 0
+            with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
+                while chunk := list(islice(todo, CHUNK)):
+                    self._append(list(pool.map(lambda one: self._decode(one, read), chunk)))
+                    done += len(chunk)
+                    progress(done, len(missing))
+            return len(missing)
+
+    def blank(self, sop_uids: Iterable[str]) -> int:
+        """Overwrite every row these images ever had with zeros and forget them; give how many there were."""
+        with self._alone():
+            wanted = {uid for uid in sop_uids if self.get(uid)}
+            if not wanted:
+                return 0
+            rows = [line.row for line in self._lines() if line.sop_uid in wanted and line.row != NO_ROW]
+            if rows:
+                with open(self._pixels, "r+b") as file:
+                    for row in rows:
+                        file.seek(row * self._row_bytes)
+                        file.write(bytes(self._row_bytes))
+                    file.flush()
+                    os.fsync(file.fileno())
+            self._note([Row(uid, "", NO_ROW, "", 0.0, 0.0, "", BLANKED) for uid in sorted(wanted)])
+            return len(wanted)
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.size_px * self.size_px
+
+    def _source_of(self, sop_uid: str) -> str:
+        known = self._rows.get(sop_uid)
+        return known.source if known else ""
+
+    def _decode(self, instance: Instance, read: Callable[[Instance], Dataset]) -> tuple[Row, NDArray[np.uint8] | None]:
+        date = ""
+        try:
+            dataset = read(instance)
+            date = _taken_on(dataset)
+            grey = np.rint(preprocess(dataset, self.spec)[0] * 255).astype(np.uint8)
+        except (Unreadable, OSError) as error:
+            problem = str(error) if isinstance(error, OsteonError) else "the file cannot be read"
+            return Row(instance.sop_uid, _source(instance), NO_ROW, "", 0.0, 0.0, date, problem), None
+        row = Row(
+            sop_uid=instance.sop_uid,
+            source=_source(instance),
+            row=0,  # told by _append
+            digest=hashlib.sha256(grey.tobytes()).hexdigest(),
+            mean=round(float(grey.mean()), 4),
+            spread=round(float(grey.std()), 4),
+            taken_on=date,
+        )
+        return row, grey
+
+    def _append(self, decoded: Sequence[tuple[Row, NDArray[np.uint8] | None]]) -> None:
+        rows = []
+        with open(self._pixels, "ab") as file:
+            at = file.seek(0, os.SEEK_END) // self._row_bytes
+            for row, grey in decoded:
+                if grey is None:
+                    rows.append(row)
+                    continue
+                file.write(grey.tobytes())
+                rows.append(replace(row, row=at))
+                at += 1
+            file.flush()
+            os.fsync(file.fileno())
+        self._note(rows)
+
+    def _note(self, rows: Sequence[Row]) -> None:
+        """Write the lines of rows that are on the disk already."""
+        with open(self._index, "a", encoding="ascii") as file:
+            file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+        self._rows |= {row.sop_uid: row for row in rows}
+
+    def _lines(self) -> Iterator[Row]:
+        """Read the index; what a kill left torn at its end is not a line, nor is a line whose row is not there."""
+        if not self._index.is_file():
+            return
+        rows = self._pixels.stat().st_size // self._row_bytes if self._pixels.is_file() else 0
+        with open(self._index, encoding="ascii") as file:
+            for text in file:
+                if not text.endswith("\n"):
+                    return
+                line = Row(**json.loads(text))
+                if line.row < rows:
+                    yield line
+
+    def _known(self) -> dict[str, Row]:
+        return {line.sop_uid: line for line in self._lines()}
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Be the only writer, start from what is on the disk, and cut off what an interrupted build left unnamed."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with open(self.folder / "lock", "w", encoding="ascii") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            lines = list(self._lines())
+            self._rows = {line.sop_uid: line for line in lines}
+            _cut(self._pixels, self._row_bytes * (1 + max((line.row for line in lines), default=NO_ROW)))
+            if self._index.is_file():
+                text = self._index.read_bytes()
+                _cut(self._index, text.rfind(b"\n") + 1)
+            yield
+
+
+def _cut(file: Path, size: int) -> None:
+    if file.is_file() and file.stat().st_size > size:
+        os.truncate(file, size)
+
+
+def _source(instance: Instance) -> str:
+    return hashlib.sha256(f"{instance.header_digest}/{instance.pixel_digest}".encode()).hexdigest()
+
+
+def _taken_on(dataset: Dataset) -> str:
+    """Give the date of the image: the first of these that the file has; the archive's dates are shifted by whole weeks."""
+    for keyword in ("AcquisitionDate", "AcquisitionDateTime", "ContentDate", "SeriesDate", "StudyDate"):
+        date = str(dataset.get(keyword) or "")[:8]
+        if len(date) == 8 and date.isdigit():
+            return date
+    return ""

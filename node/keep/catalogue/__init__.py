@@ -1,0 +1,50 @@
+"""The catalogue: all SQL about instances, studies, results, deliveries, labels, runs and roles.
+
+In: frozen records and the time. Out: frozen records, after what was written is on the disk. Only pseudonyms, keyed hashes, states
+and times stand here; an identity never does. States change in `states.py` alone.
+"""
+
+from __future__ import annotations
+
+from node.keep.catalogue.deliveries import Deliveries
+from node.keep.catalogue.history import History
+from node.keep.catalogue.instances import Instances
+from node.keep.catalogue.labels import Labels
+from node.keep.catalogue.results import Results
+from node.keep.catalogue.roles import Roles
+from node.keep.catalogue.runs import Runs
+from node.keep.catalogue.schema import HEAD, MIGRATIONS, metadata
+from node.keep.catalogue.studies import Studies
+from node.keep.database import Database
+
+__all__ = ["Catalogue"]
+
+
+class Catalogue:
+    """The catalogue of one site; safe to use from any thread of the process that opened it."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.instances = Instances(database)
+        self.studies = Studies(database)
+        self.results = Results(database)
+        self.deliveries = Deliveries(database)
+        self.labels = Labels(database)
+        self.runs = Runs(database)
+        self.roles = Roles(database)
+        self.history = History(database)
+
+    @classmethod
+    def open(cls, url: str) -> Catalogue:
+        """Open the catalogue, made or migrated when need be; see `Database.open` for what it raises."""
+        return cls(Database.open(url, metadata, migrations=MIGRATIONS, head=HEAD))
+
+    def close(self) -> None:
+        """Finish what waits to be written and close."""
+        self.database.close()
+
+    def __enter__(self) -> Catalogue:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()

@@ -1,0 +1,271 @@
+"""The states of a study (docs/design.md, section 6): every change of one stands in this file.
+
+In: a connection inside a write, and the time. Out: the study in its next state. Work is claimed by a conditional update whose
+row count is believed, so that a kill between any two lines leaves a state from which the next claim goes on. A study that was
+sent to be learned from must never reach `complete`, the only door to an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, and_, exists, or_, select, true, update
+
+from node.errors import IdentityConflict, NotFound, NotToBeAnswered
+from node.keep.catalogue.schema import delivery, held, instance, result, study
+from node.keep.database import insert_if_absent
+from node.keep.records import DeliveryState, Hold, Purpose, StudyState
+
+AT_REST = (
+    StudyState.COMPLETE,
+    StudyState.WAITING,
+    StudyState.LEARNED,
+    StudyState.EXPIRED,
+    StudyState.FAILED,
+    StudyState.QUARANTINED,
+    StudyState.DELIVERED,
+)
+"""Nobody works on the study: a late image opens a new round at once."""
+IN_WORK = (StudyState.INFERRING, StudyState.INFERRED, StudyState.DELIVERING)
+"""A result is being made or sent: it is finished first, the late image follows."""
+HELD_AS_CONTENT = (Hold.MODALITY, Hold.BURNED_IN, Hold.SECONDARY, Hold.DIGITISED)
+"""Held instances that surely belong to their study; the other reasons doubt whose they are, or what."""
+CLAIM_LOOK = 20
+"""Candidates looked at in one claim: enough that another process cannot take them all from under it."""
+
+
+def change(
+    connection: Connection, uid: str, state: StudyState, *, now: datetime, where: ColumnElement[bool], **also: Any
+) -> bool:
+    """Move the study to `state` where the condition still holds; say whether it did."""
+    values = {"state": state, "state_at": now, "claimed_until": None, "next_attempt_at": None, "reason": ""} | also
+    return connection.execute(update(study).where(study.c.uid == uid, where).values(values)).rowcount == 1
+
+
+# --- images arrive -------------------------------------------------------------------------------------------------------------
+
+
+def see(connection: Connection, uid: str, *, pid: str, purpose: Purpose, calling_ae: str, now: datetime) -> bool:
+    """Make sure that the study has a row, in `receiving` when it is new; True when it is new.
+
+    Raises
+    ------
+    IdentityConflict
+        The study is another patient's.
+    """
+    new = insert_if_absent(
+        connection,
+        study,
+        uid=uid,
+        pid=pid,
+        state=StudyState.RECEIVING,
+        purpose=purpose,
+        calling_ae=calling_ae,
+        first_at=now,
+        round_at=now,
+        last_at=now,
+        state_at=now,
+        late=False,
+        attempts=0,
+        reason="",
+    )
+    if not new and pid:
+        known = connection.scalar(select(study.c.pid).where(study.c.uid == uid))
+        if not known:
+            connection.execute(update(study).where(study.c.uid == uid, study.c.pid == "").values(pid=pid))
+        elif known != pid:
+            raise IdentityConflict
+    return new
+
+
+def image_came(connection: Connection, uid: str, *, purpose: Purpose, calling_ae: str, now: datetime) -> None:
+    """Take note that a study has an image more: the late rule.
+
+    An image that was sent to be learned from never moves a study that was to be answered beyond `receiving`: filling the
+    archive with old images re-answers nothing (promise 5).
+    """
+    row = connection.execute(select(study.c.state, study.c.purpose).where(study.c.uid == uid).with_for_update()).one()
+    becomes_answer = purpose is Purpose.ANSWER and row.purpose != Purpose.ANSWER
+    owner = {"purpose": purpose, "calling_ae": calling_ae} if becomes_answer else {}
+    if row.state == StudyState.RECEIVING:
+        connection.execute(update(study).where(study.c.uid == uid).values(last_at=now, **owner))
+    elif purpose is Purpose.LEARN and row.purpose == Purpose.ANSWER:
+        return
+    elif row.state in IN_WORK:
+        connection.execute(update(study).where(study.c.uid == uid).values(last_at=now, late=True))
+        if row.state == StudyState.DELIVERING:
+            settle(connection, uid, now=now)
+    else:
+        _new_round(connection, uid, now=now, where=study.c.state.in_(AT_REST), last_at=now, **owner)
+
+
+def image_came_again(connection: Connection, uid: str, *, purpose: Purpose, calling_ae: str, now: datetime) -> None:
+    """Take note that a known image was sent again: only a study that so far was to be learned from is moved by it."""
+    known = connection.scalar(select(study.c.purpose).where(study.c.uid == uid))
+    if purpose is Purpose.ANSWER and known == Purpose.LEARN:
+        image_came(connection, uid, purpose=purpose, calling_ae=calling_ae, now=now)
+
+
+def _new_round(connection: Connection, uid: str, *, now: datetime, where: ColumnElement[bool], **also: Any) -> bool:
+    return change(connection, uid, StudyState.RECEIVING, now=now, where=where, round_at=now, late=False, attempts=0, **also)
+
+
+# --- time passes ---------------------------------------------------------------------------------------------------------------
+
+
+def is_due_to_complete(*, quiet_s: float, max_wait_s: float, now: datetime) -> ColumnElement[bool]:
+    """Quiet for long enough, or waited for long enough since the first image of this round."""
+    quiet, waited = now - timedelta(seconds=quiet_s), now - timedelta(seconds=max_wait_s)
+    return and_(study.c.state == StudyState.RECEIVING, or_(study.c.last_at <= quiet, study.c.round_at <= waited))
+
+
+def complete(connection: Connection, due: ColumnElement[bool], *, now: datetime) -> int:
+    """Move every due study on: to `complete`, `learned` or `quarantined`."""
+    moved = 0
+    for row in connection.execute(select(study.c.uid, study.c.purpose).where(due)).all():
+        holds, is_answer = _holds(connection, row.uid), row.purpose == Purpose.ANSWER
+        if _has_images(connection, row.uid) or (is_answer and holds == [Hold.MODALITY]):
+            state, reason = StudyState.COMPLETE if is_answer else StudyState.LEARNED, ""
+        else:
+            state, reason = StudyState.QUARANTINED, "every image is in the quarantine: " + (", ".join(holds) or "discarded")
+        moved += change(connection, row.uid, state, now=now, where=and_(due, study.c.purpose == row.purpose), reason=reason)
+    return moved
+
+
+def is_due_to_expire(*, answer_within_h: float, now: datetime) -> ColumnElement[bool]:
+    """Unanswered for too long since the last image or request, and in nobody's hands."""
+    idle = (StudyState.COMPLETE, StudyState.WAITING, StudyState.INFERRED, StudyState.FAILED)
+    abandoned = and_(study.c.state == StudyState.INFERRING, study.c.claimed_until <= now)
+    return and_(study.c.last_at < now - timedelta(hours=answer_within_h), or_(study.c.state.in_(idle), abandoned))
+
+
+def expire(connection: Connection, due: ColumnElement[bool], *, now: datetime) -> int:
+    """Give up answering what is too old; only a person's request starts it again."""
+    uids = connection.scalars(select(study.c.uid).where(due)).all()
+    reason = "not answered in time: `osteon reply study` answers it by hand"
+    return sum(change(connection, uid, StudyState.EXPIRED, now=now, where=due, reason=reason) for uid in uids)
+
+
+# --- a replier works -----------------------------------------------------------------------------------------------------------
+
+
+def is_claimable(now: datetime) -> ColumnElement[bool]:
+    """Complete, or failed and due again, or claimed by a replier that did not come back."""
+    return and_(
+        study.c.purpose == Purpose.ANSWER,
+        or_(
+            study.c.state == StudyState.COMPLETE,
+            and_(study.c.state == StudyState.FAILED, study.c.next_attempt_at <= now),
+            and_(study.c.state == StudyState.INFERRING, study.c.claimed_until <= now),
+        ),
+    )
+
+
+def claim(connection: Connection, *, claim_s: float, now: datetime) -> str | None:
+    """Take the oldest claimable study for `claim_s` seconds; None when there is none."""
+    free = is_claimable(now)
+    oldest = select(study.c.uid).where(free).order_by(study.c.last_at, study.c.uid).limit(CLAIM_LOOK)
+    uids: Sequence[str] = connection.scalars(oldest).all()
+    for uid in uids:
+        # what came before this moment is looked at now, so it is not late any more
+        if change(
+            connection,
+            uid,
+            StudyState.INFERRING,
+            now=now,
+            where=free,
+            claimed_until=now + timedelta(seconds=claim_s),
+            attempts=study.c.attempts + 1,
+            late=False,
+        ):
+            return uid
+    return None
+
+
+def stop_inferring(
+    connection: Connection,
+    uid: str,
+    state: StudyState,
+    *,
+    now: datetime,
+    reason: str = "",
+    next_attempt_at: datetime | None = None,
+) -> None:
+    """Give a claimed study back without a result, as `waiting` or `failed`; a late image opens a new round instead."""
+    claimed = study.c.state == StudyState.INFERRING
+    if connection.scalar(select(study.c.late).where(study.c.uid == uid, claimed)):
+        _new_round(connection, uid, now=now, where=claimed)
+    else:
+        change(connection, uid, state, now=now, where=claimed, reason=reason, next_attempt_at=next_attempt_at)
+
+
+def classified(connection: Connection, uid: str, result_id: int, *, now: datetime) -> None:
+    """Move a claimed study that has its result to `inferred`, or to the end when there is nothing to send."""
+    claimed = study.c.state == StudyState.INFERRING
+    if change(connection, uid, StudyState.INFERRED, now=now, where=claimed, result_id=result_id, attempts=0) and (
+        connection.scalar(select(result.c.destinations).where(result.c.id == result_id)) == "[]"
+    ):
+        deliver(connection, uid, now=now)
+
+
+def reopen(connection: Connection, uid: str, *, now: datetime) -> None:
+    """Queue a study for an answer because a person asks; its age starts again.
+
+    Raises
+    ------
+    NotFound
+        No such study.
+    NotToBeAnswered
+        It was sent to be learned from, or there is no image outside the quarantine.
+    """
+    row = connection.execute(select(study.c.state, study.c.purpose).where(study.c.uid == uid).with_for_update()).one_or_none()
+    if row is None:
+        raise NotFound
+    if row.purpose != Purpose.ANSWER:
+        raise NotToBeAnswered
+    if not _has_images(connection, uid) and _holds(connection, uid) != [Hold.MODALITY]:
+        raise NotToBeAnswered("every image of this study is in the quarantine: see `osteon quarantine list`")
+    connection.execute(update(study).where(study.c.uid == uid).values(last_at=now))
+    if row.state == StudyState.DELIVERING and _has_deliveries(connection, uid, [DeliveryState.PENDING]):
+        connection.execute(update(study).where(study.c.uid == uid).values(late=True))  # the running answer first
+    elif row.state not in (StudyState.INFERRING, StudyState.INFERRED):
+        change(connection, uid, StudyState.COMPLETE, now=now, where=true(), attempts=0, late=False)
+
+
+# --- a result leaves -----------------------------------------------------------------------------------------------------------
+
+
+def deliver(connection: Connection, uid: str, *, now: datetime) -> None:
+    """Move an inferred study, whose delivery rows are written, to `delivering`; further when nothing is left to send."""
+    inferred = and_(study.c.state == StudyState.INFERRED, study.c.purpose == Purpose.ANSWER)
+    if change(connection, uid, StudyState.DELIVERING, now=now, where=inferred):
+        settle(connection, uid, now=now)
+
+
+def settle(connection: Connection, uid: str, *, now: datetime) -> None:
+    """See whether a delivering study is through: all sent and nothing late, or late and nothing on its way any more."""
+    delivering = study.c.state == StudyState.DELIVERING
+    late = connection.scalar(select(study.c.late).where(study.c.uid == uid, delivering).with_for_update())
+    if late and not _has_deliveries(connection, uid, [DeliveryState.PENDING]):
+        # also with a dead or held row: a destination that cannot be reached must not keep a new image from the others
+        _new_round(connection, uid, now=now, where=delivering)
+    elif late is False and not _has_deliveries(connection, uid, [s for s in DeliveryState if s is not DeliveryState.SENT]):
+        change(connection, uid, StudyState.DELIVERED, now=now, where=and_(delivering, study.c.late.is_(False)))
+
+
+# --- what a study has ----------------------------------------------------------------------------------------------------------
+
+
+def _has_images(connection: Connection, uid: str) -> bool:
+    return bool(connection.scalar(select(exists().where(instance.c.study_uid == uid))))
+
+
+def _holds(connection: Connection, uid: str) -> list[str]:
+    """Reasons for which instances of the study are in the quarantine, each once, sorted."""
+    return sorted(connection.scalars(select(held.c.reason).distinct().where(held.c.study_uid == uid)))
+
+
+def _has_deliveries(connection: Connection, uid: str, states: Sequence[DeliveryState]) -> bool:
+    return bool(connection.scalar(select(exists().where(delivery.c.study_uid == uid, delivery.c.state.in_(states)))))

@@ -1,0 +1,216 @@
+"""Studies: what is known of them, and the moves of their state (each written in `states.py`)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, exists, func, or_, select
+
+from node.errors import NotFound
+from node.keep.catalogue import history, states
+from node.keep.catalogue.schema import delivery, held, instance, patient, study
+from node.keep.database import Database
+from node.keep.records import DeliveryState, Purpose, Study, StudyState
+
+OPEN = (
+    StudyState.RECEIVING,
+    StudyState.COMPLETE,
+    StudyState.INFERRING,
+    StudyState.INFERRED,
+    StudyState.DELIVERING,
+    StudyState.WAITING,
+    StudyState.FAILED,
+)
+"""On their way to an answer."""
+
+
+class Studies:
+    """Studies and their states."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # --- looking -----------------------------------------------------------------------------------------------------------
+
+    def get(self, uid: str) -> Study | None:
+        """Give one study; None when it is not known."""
+        with self._database.read() as connection:
+            return _get(connection, uid)
+
+    def find(self, *, uid: str = "", accession_keys: Sequence[str] = ()) -> list[Study]:
+        """Give the studies that a pseudonymous study, series or SOP UID means, or a keyed hash of accession number or study ID.
+
+        Held instances are found too. Without any argument nothing is found.
+        """
+        keys = [key for key in accession_keys if key]
+        hits: list[ColumnElement[bool]] = []
+        if uid:
+            is_image = instance.c.study_uid == study.c.uid, or_(instance.c.series_uid == uid, instance.c.sop_uid == uid)
+            is_held = held.c.study_uid == study.c.uid, held.c.sop_uid == uid
+            hits += [study.c.uid == uid, exists().where(*is_image), exists().where(*is_held)]
+        if keys:
+            has_key = or_(instance.c.accession_key.in_(keys), instance.c.study_id_key.in_(keys))
+            hits.append(exists().where(instance.c.study_uid == study.c.uid, has_key))
+        if not hits:
+            return []
+        with self._database.read() as connection:
+            return [_record(row) for row in connection.execute(_select().where(or_(*hits)).order_by(study.c.first_at))]
+
+    def by_state(self) -> dict[StudyState, int]:
+        """Count the studies of each state, also of those that are empty."""
+        with self._database.read() as connection:
+            found = connection.execute(select(study.c.state, func.count()).group_by(study.c.state)).all()
+        counts = {StudyState(state): count for state, count in found}
+        return {state: counts.get(state, 0) for state in StudyState}
+
+    def oldest_open(self) -> Study | None:
+        """Give the study that has waited longest on its way to an answer."""
+        waiting = study.c.state.in_(OPEN), study.c.purpose == Purpose.ANSWER
+        with self._database.read() as connection:
+            row = connection.execute(_select().where(*waiting).order_by(study.c.last_at, study.c.uid).limit(1)).one_or_none()
+        return None if row is None else _record(row)
+
+    def recent_errors(self, limit: int = 10) -> list[tuple[datetime, str, str]]:
+        """Give (when, study UID, why) of studies and deliveries that did not go on, newest first."""
+        stuck = [DeliveryState.HELD, DeliveryState.DEAD]
+        at = func.coalesce(delivery.c.tried_at, delivery.c.created_at, type_=delivery.c.tried_at.type)
+        of_studies = select(study.c.state_at, study.c.uid, study.c.reason).where(study.c.reason != "")
+        of_deliveries = select(at.label("at"), delivery.c.study_uid, delivery.c.destination, delivery.c.reason).where(
+            or_(delivery.c.state.in_(stuck), delivery.c.reason != "")
+        )
+        with self._database.read() as connection:
+            found = [
+                (row.state_at, row.uid, row.reason)
+                for row in connection.execute(of_studies.order_by(study.c.state_at.desc()).limit(limit))
+            ]
+            found += [
+                (row.at, row.study_uid, f"{row.destination}: {row.reason}")
+                for row in connection.execute(of_deliveries.order_by(at.desc()).limit(limit))
+            ]
+        return sorted(found, reverse=True)[:limit]
+
+    def content(self, uid: str) -> str:
+        """Digest what the study consists of: the sorted UIDs of its images and of those held that surely belong to it.
+
+        Read it before the images: what comes in between then makes another content, never a lost one.
+        """
+        belongs = held.c.reason.in_(states.HELD_AS_CONTENT), held.c.sop_uid != ""
+        with self._database.read() as connection:
+            uids = set(connection.scalars(select(instance.c.sop_uid).where(instance.c.study_uid == uid)))
+            uids |= set(connection.scalars(select(held.c.sop_uid).where(held.c.study_uid == uid, *belongs)))
+        return hashlib.sha256("\n".join(sorted(uids)).encode()).hexdigest()
+
+    # --- moving ------------------------------------------------------------------------------------------------------------
+
+    def complete_due(self, *, quiet_s: float, max_wait_s: float, now: datetime) -> int:
+        """Move on every study that was quiet for `quiet_s`, or whose first image of this round is `max_wait_s` old.
+
+        To `complete` (to be answered, also when the modality alone holds every image), `learned`, or `quarantined`.
+        """
+        due = states.is_due_to_complete(quiet_s=quiet_s, max_wait_s=max_wait_s, now=now)
+        if not self._database.has(due):
+            return 0
+        return self._database.write(lambda connection: states.complete(connection, due, now=now))
+
+    def expire_due(self, *, answer_within_h: float, now: datetime) -> int:
+        """Expire what waits for its answer longer than that, counted from the last image or request; call it before claiming."""
+        due = states.is_due_to_expire(answer_within_h=answer_within_h, now=now)
+        if not self._database.has(due):
+            return 0
+        return self._database.write(lambda connection: states.expire(connection, due, now=now))
+
+    def wake_waiting(self, now: datetime) -> int:
+        """Queue the studies that waited for a model."""
+        waiting = study.c.state == StudyState.WAITING
+        if not self._database.has(waiting):
+            return 0
+
+        def wake(connection: Connection) -> int:
+            uids = connection.scalars(select(study.c.uid).where(waiting)).all()
+            return sum(states.change(connection, uid, StudyState.COMPLETE, now=now, where=waiting) for uid in uids)
+
+        return self._database.write(wake)
+
+    def claim(self, *, claim_s: float, now: datetime) -> Study | None:
+        """Take the oldest study that is to be classified; nobody else gets it before `claim_s` seconds are over."""
+        if not self._database.has(states.is_claimable(now)):
+            return None
+
+        def claim(connection: Connection) -> Study | None:
+            uid = states.claim(connection, claim_s=claim_s, now=now)
+            return None if uid is None else _get(connection, uid)
+
+        return self._database.write(claim)
+
+    def wait_for_model(self, uid: str, *, now: datetime) -> None:
+        """Give a claimed study back until a model is in service."""
+        self._database.write(lambda connection: states.stop_inferring(connection, uid, StudyState.WAITING, now=now))
+
+    def fail(self, uid: str, *, reason: str, next_attempt_at: datetime | None, now: datetime) -> None:
+        """Give a claimed study back because a step failed; without a next attempt only a person or a new image starts it."""
+        self._database.write(
+            lambda connection: states.stop_inferring(
+                connection, uid, StudyState.FAILED, now=now, reason=reason, next_attempt_at=next_attempt_at
+            )
+        )
+
+    def reopen(self, uid: str, *, now: datetime, by: str = "", reason: str = "") -> None:
+        """Queue a study for an answer by hand, whatever its age.
+
+        Raises
+        ------
+        NotFound
+            No such study.
+        NotToBeAnswered
+            It was sent to be learned from, or every image of it is in the quarantine for more than its modality.
+        """
+
+        def reopen(connection: Connection) -> None:
+            states.reopen(connection, uid, now=now)
+            history.note(connection, by=by, what="study reopened", subject=uid, reason=reason, now=now)
+
+        self._database.write(reopen)
+
+    def settle(self, uid: str, *, now: datetime) -> Study:
+        """Move a study on after one of its deliveries changed: `delivered` when all are sent, a new round when it is late."""
+
+        def settle(connection: Connection) -> Study:
+            states.settle(connection, uid, now=now)
+            found = _get(connection, uid)
+            if found is None:
+                raise NotFound
+            return found
+
+        return self._database.write(settle)
+
+
+def _select() -> Select[Any]:
+    images = select(func.count()).where(instance.c.study_uid == study.c.uid).scalar_subquery()
+    return select(study, patient.c.locked, images.label("instances")).outerjoin_from(study, patient, patient.c.pid == study.c.pid)
+
+
+def _get(connection: Connection, uid: str) -> Study | None:
+    row = connection.execute(_select().where(study.c.uid == uid)).one_or_none()
+    return None if row is None else _record(row)
+
+
+def _record(row: Row[Any]) -> Study:
+    return Study(
+        uid=row.uid,
+        pid=row.pid,
+        state=StudyState(row.state),
+        purpose=Purpose(row.purpose),
+        calling_ae=row.calling_ae,
+        first_at=row.first_at,
+        last_at=row.last_at,
+        instances=row.instances,
+        late=row.late,
+        attempts=row.attempts,
+        next_attempt_at=row.next_attempt_at,
+        claimed_until=row.claimed_until,
+        reason=row.reason,
+        locked=bool(row.locked),
+    )

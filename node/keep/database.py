@@ -1,0 +1,373 @@
+"""One database: an engine for reading, and one thread that commits all waiting writes together.
+
+In: a URL (SQLite, or PostgreSQL where several hosts share it), tables, functions on a connection. Out: what those functions
+return, after the COMMIT is through. A write must never be reported before it is durable, and one caller's error must never
+touch another's write. No SQL about Osteon's things stands here: that is the catalogue's and the vault's.
+
+Processes that use it are started afresh, never forked.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    Dialect,
+    Engine,
+    MetaData,
+    String,
+    Table,
+    TypeDecorator,
+    create_engine,
+    event,
+    exists,
+    make_url,
+    select,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from models import durable
+from models.errors import Final, Retriable
+from node.errors import BadSettings, NoSpace, StoreBusy
+
+T = TypeVar("T")
+
+BUSY_S = 10.0
+"""How long a write waits for another process before it is `StoreBusy`."""
+GROUP_MAX = 256
+"""Writes of one commit at most."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_VERSION = Table("alembic_version", MetaData(), Column("version_num", String(32), primary_key=True))
+"""Alembic's own table; read without importing Alembic."""
+_MIGRATION_LOCK = 0x05E0
+"""Key of PostgreSQL's advisory lock under which one process at a time migrates."""
+
+
+class UTCTime(TypeDecorator[datetime]):
+    """An aware datetime in UTC, stored as microseconds since 1970: exact, and compared alike by every database."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
+        """Turn an aware datetime into microseconds; a naive one is a mistake of the caller."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a time without a zone")
+        return (value - _EPOCH) // _MICROSECOND
+
+    def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
+        """Turn microseconds into an aware datetime."""
+        return None if value is None else _EPOCH + value * _MICROSECOND
+
+
+def insert_if_absent(connection: Connection, table: Table, **values: Any) -> bool:
+    """Insert a row unless one with the same key is there; say whether it was inserted."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    entry = dialect.insert(table).values(values).on_conflict_do_nothing().returning(*table.primary_key)
+    return connection.execute(entry).one_or_none() is not None
+
+
+def put_row(connection: Connection, table: Table, **values: Any) -> None:
+    """Insert a row, or replace what stands under its primary key."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    keys = [column.name for column in table.primary_key]
+    rest = {name: value for name, value in values.items() if name not in keys}
+    connection.execute(dialect.insert(table).values(values).on_conflict_do_update(index_elements=keys, set_=rest))
+
+
+class Database:
+    """A database of this machine or this site; safe to use from any thread of the process that opened it."""
+
+    def __init__(self, readers: Engine, writer: Engine) -> None:
+        self._readers = readers
+        self._writer = Writer(writer)
+
+    @classmethod
+    def open(cls, url: str, metadata: MetaData, *, migrations: Path | None = None, head: str = "") -> Database:
+        """Open the database, make it when it is not there, and bring its tables up to date.
+
+        Parameters
+        ----------
+        metadata
+            The tables. They are made as they stand here when there are no `migrations`.
+        migrations
+            Folder of an Alembic environment that leads from any earlier state to `head`.
+        head
+            The revision that this code expects; Alembic is imported only when the database has another.
+
+        Raises
+        ------
+        BadSettings
+            The URL names no database that Osteon knows.
+        StoreBusy, NoSpace
+            It cannot be opened now.
+        Final
+            A newer Osteon wrote it.
+        """
+        database = cls(_engine(url, for_writing=False), _engine(url, for_writing=True))
+        try:
+            database._bring_up_to_date(metadata, migrations, head)
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    def close(self) -> None:
+        """Finish the writes that wait, then let go of every connection."""
+        self._writer.close()
+        self._readers.dispose()
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Give a connection that sees one state of the database and cannot change it."""
+        try:
+            with self._readers.connect() as connection:
+                yield connection
+        except (DBAPIError, PoolTimeout) as error:
+            raise _told(error) from error
+
+    def has(self, where: ColumnElement[bool]) -> bool:
+        """Say whether any row meets `where`: the look before a write, so that an idle daemon does not sync twice a second."""
+        with self.read() as connection:
+            return bool(connection.scalar(select(exists().where(where))))
+
+    def write(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in a transaction and return its value when that is committed.
+
+        Several callers' work shares one COMMIT; each runs in a savepoint, so that its error undoes its own changes alone and is
+        raised to it alone. `work` may run in another thread and must do nothing but use its connection.
+
+        Raises
+        ------
+        StoreBusy
+            Another process kept the database for longer than `BUSY_S`, or it cannot be reached.
+        NoSpace
+            The disk is full.
+        """
+        return self._writer.write(work)
+
+    def _bring_up_to_date(self, metadata: MetaData, migrations: Path | None, head: str) -> None:
+        """Make or migrate the tables unless they are as this code expects; one process does it, the others wait."""
+
+        def is_current(connection: Connection) -> bool:
+            if migrations is None:
+                return all(connection.dialect.has_table(connection, name) for name in metadata.tables)
+            if not connection.dialect.has_table(connection, _VERSION.name):
+                return False
+            return list(connection.scalars(select(_VERSION.c.version_num))) == [head]
+
+        def bring(connection: Connection) -> None:
+            if connection.dialect.name == "postgresql":
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
+            if is_current(connection):
+                return
+            if migrations is None:
+                metadata.create_all(connection)
+            else:
+                _migrate(connection, migrations)
+
+        deadline = time.monotonic() + BUSY_S
+        while True:
+            try:
+                with self.read() as connection:
+                    if is_current(connection):
+                        return
+                self.write(bring)
+                return
+            except StoreBusy:  # two processes that turn one new file to WAL do not wait for each other by themselves
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+
+
+class Writer:
+    """The one thread of this process that writes: it takes all work that waits and commits it together."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._waiting: SimpleQueue[_Work | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def write(self, work: Callable[[Connection], T]) -> T:
+        """Hand `work` to the thread and wait until it is committed; see `Database.write`."""
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("a write inside a write: use the connection that was given")
+        mine = _Work(work)
+        with self._lock:  # nothing is put behind the mark of the end
+            if self._closed:
+                raise StoreBusy("the store is closed")
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="osteon-writer", daemon=True)
+                self._thread.start()
+            self._waiting.put(mine)
+        value: T = mine.outcome.result()
+        return value
+
+    def close(self) -> None:
+        """Commit what waits, then end the thread."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._waiting.put(None)
+        if self._thread is not None:
+            self._thread.join()
+        self._engine.dispose()
+
+    def _run(self) -> None:
+        while (first := self._waiting.get()) is not None:
+            group, more = [first], True
+            while more and len(group) < GROUP_MAX:
+                try:
+                    following = self._waiting.get_nowait()
+                except Empty:
+                    break
+                if following is None:
+                    self._waiting.put(None)  # the end comes after this group
+                    break
+                group.append(following)
+            self._commit(group)
+
+    def _commit(self, group: Sequence[_Work]) -> None:
+        """Run the group in one transaction; tell each caller its own outcome after the COMMIT."""
+        try:
+            with self._engine.connect() as connection, connection.begin():
+                for work in group:
+                    work.attempt(connection)
+        except Exception as error:
+            # Not one caller's mistake: BEGIN, COMMIT or the way back to a savepoint failed, so nothing of the group is written.
+            # SQLite undoes the whole transaction when the disk is full; then the savepoint is gone, and the cause is its work's.
+            cause = next((work.error for work in group if isinstance(work.error, Retriable)), _told(error))
+            for work in group:
+                work.error = work.error or cause
+        for work in group:
+            work.tell()
+
+
+class _Work:
+    """One caller's write, and what became of it."""
+
+    def __init__(self, run: Callable[[Connection], Any]) -> None:
+        self.run = run
+        self.value: Any = None
+        self.error: Exception | None = None
+        self.outcome: Future[Any] = Future()
+
+    def attempt(self, connection: Connection) -> None:
+        """Run inside a savepoint. What this raises has ended the whole transaction (a full disk, a lost connection)."""
+        savepoint = connection.begin_nested()
+        try:
+            self.value = self.run(connection)
+            savepoint.commit()
+        except Exception as error:
+            self.error = _told(error)
+            savepoint.rollback()
+
+    def tell(self) -> None:
+        """Wake the caller."""
+        if self.error is not None:
+            self.outcome.set_exception(self.error)
+        else:
+            self.outcome.set_result(self.value)
+
+
+def _engine(url: str, *, for_writing: bool) -> Engine:
+    """Make an engine for one kind of use; SQLite's promises are switched on for every connection."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise BadSettings("a database URL must read sqlite:///FILE or postgresql://…") from None
+    backend = parsed.get_backend_name()
+    if backend == "postgresql":
+        return create_engine(parsed, hide_parameters=True, pool_pre_ping=True)
+    if backend != "sqlite" or not parsed.database or parsed.database == ":memory:":
+        raise BadSettings("a database URL must read sqlite:///FILE or postgresql://…")
+    _make_file(Path(parsed.database))
+    engine = create_engine(parsed, hide_parameters=True, connect_args={"timeout": BUSY_S})
+
+    def on_connect(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None  # the driver begins nothing by itself: `on_begin` does
+        for pragma in (
+            ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON")
+            if for_writing
+            else ("query_only = ON", "foreign_keys = ON")
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    def on_begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if for_writing else "BEGIN")
+
+    event.listen(engine, "connect", on_connect)
+    event.listen(engine, "begin", on_begin)
+    return engine
+
+
+def _make_file(file: Path) -> None:
+    """Make the file readable by its owner alone; SQLite gives its companions (-wal, -shm) the same mode."""
+    durable.make_folder(file.parent)
+    os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def _migrate(connection: Connection, migrations: Path) -> None:
+    """Run Alembic's upgrade to its newest revision in the transaction of `connection`."""
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", str(migrations).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise Final("the database was written by a newer version of Osteon: install that version again") from error
+
+
+def _told(error: Exception) -> Exception:
+    """Turn what the driver says into an error of the tree where it may succeed later; anything else stays what it is."""
+    if isinstance(error, PoolTimeout):
+        return StoreBusy("every connection to the database is in use")
+    if not isinstance(error, DBAPIError) or error.orig is None:
+        return error
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    if code is not None:
+        if code & 0xFF == sqlite3.SQLITE_FULL:
+            return NoSpace()
+        if code & 0xFF in _PASSING:
+            return StoreBusy()
+        return error
+    state = getattr(error.orig, "sqlstate", None)
+    if state == "53100":
+        return NoSpace()
+    if error.connection_invalidated or str(state)[:2] in _PASSING_SQLSTATES or (state is None and _is_operational(error)):
+        return StoreBusy()
+    return error
+
+
+_PASSING = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
+_PASSING_SQLSTATES = {"08", "40", "53", "55", "57"}
+"""Connection lost, serialisation or deadlock, out of resources, lock not available, shut down (PostgreSQL, appendix A)."""
+
+
+def _is_operational(error: DBAPIError) -> bool:
+    return type(error.orig).__name__ == "OperationalError"

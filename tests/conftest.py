@@ -1,0 +1,43 @@
+"""What all tests share: a fresh site, free ports, and a last word on what was not tested because it is not installed."""
+
+from __future__ import annotations
+
+import re
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """Give a function that names a free TCP port on loopback."""
+
+    def ask() -> int:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port: int = listener.getsockname()[1]
+            return port
+
+    return ask
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """Give the ae_config.toml of a fresh site: a caller SENDER (answer) on loopback, any free port, no PACS."""
+    from node.commands.init import init_site
+
+    callers = [{"ae_title": "SENDER", "networks": ["127.0.0.0/8", "::1/128"], "purpose": "answer"}]
+    return init_site(tmp_path / "site", node={"port": 0, "callers": callers}, completion={"quiet_s": 0.2})
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """List last what the skipped tests asked for, by the reasons of tests/shared.py: they come back from xdist's workers, too."""
+    reasons = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", []) if isinstance(report.longrepr, tuple)]
+    gone = {found[1] for reason in reasons if (found := re.search(r"(\S+) is not (?:installed|here)", reason))}
+    if gone:
+        terminalreporter.write_sep("=", "not installed here, tests skipped: " + ", ".join(sorted(gone)))
