@@ -1,0 +1,249 @@
+"""`osteon check`: everything that can be wrong at a site before the first patient, each with its remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from node.commands.options import DEFAULT_CONFIG, Config
+
+if TYPE_CHECKING:
+    from node.settings import Settings
+
+FREE_GB_MIN = 5.0
+CLOCK_STEP_S = 5.0
+PAIRS = (("faiss-cpu", "faiss-gpu-cu12"), ("onnxruntime", "onnxruntime-gpu"))
+"""Wheels that overwrite each other's files."""
+OURS = ("node", "models", "training")
+
+
+class Verdict(StrEnum):
+    """What a check found."""
+
+    OK = "ok"
+    """As it should be."""
+    WARN = "warn"
+    """It works, but a person should know."""
+    FAIL = "FAIL"
+    """It will not work, or not safely."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of `osteon check`."""
+
+    verdict: Verdict
+    what: str
+    told: str
+
+
+def check(config: Config = DEFAULT_CONFIG) -> None:
+    """Verify directories, keys, disk, peers, model, codecs, packages and clock; exit code 1 when anything fails."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from node import settings
+
+    site = settings.load(config)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    worst = Verdict.OK
+    for finding in findings(site):
+        style = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red"}[finding.verdict]
+        table.add_row(f"[{style}]{finding.verdict}[/]", finding.what, finding.told)
+        worst = finding.verdict if finding.verdict is Verdict.FAIL else worst
+    Console(width=None, soft_wrap=True).print(table)
+    if worst is Verdict.FAIL:
+        raise typer.Exit(1)
+
+
+def findings(site: Settings) -> Iterator[Finding]:
+    """Run every check; one that breaks is itself a finding."""
+    from models.errors import OsteonError
+    from node.logs import safe_message
+
+    checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
+        _keys,
+        _directories,
+        _stores,
+        _callers,
+        _peers,
+        _model,
+        _provider,
+        _codecs,
+        _wheels,
+        _names,
+        _clock,
+    )
+    for one in checks:
+        try:
+            yield from one(site)
+        except (OsteonError, OSError) as error:
+            yield Finding(Verdict.FAIL, one.__name__.strip("_"), safe_message(error))
+
+
+def _keys(site: Settings) -> Iterator[Finding]:
+    from node.errors import BadKey
+    from node.settings import load_key
+
+    found = {}
+    for name in ("site_key", "vault_key"):
+        place = getattr(site.storage, name)
+        try:
+            found[name] = load_key(place)
+            yield Finding(Verdict.OK, name, place)
+        except BadKey as error:
+            yield Finding(Verdict.FAIL, name, str(error))
+    if len(found) == 2 and found["site_key"] == found["vault_key"]:
+        yield Finding(Verdict.FAIL, "keys", "site key and vault key are the same; the vault needs a key of its own")
+
+
+def _directories(site: Settings) -> Iterator[Finding]:
+    import os
+    import shutil
+    import stat
+
+    root = site.storage.root
+    if not root.is_dir():
+        yield Finding(Verdict.FAIL, "storage", f"{root} is not a directory; create it with mode 0700, or run `osteon init`")
+        return
+    mode = stat.S_IMODE(root.stat().st_mode)
+    if mode & 0o007:
+        yield Finding(Verdict.FAIL, "storage", f"{root} is open to every user of this machine (mode {mode:04o}); `chmod 700` it")
+    elif not os.access(root, os.R_OK | os.W_OK | os.X_OK):
+        yield Finding(Verdict.FAIL, "storage", f"{root} cannot be written by this user")
+    else:
+        yield Finding(Verdict.OK, "storage", str(root))
+    free_gb = shutil.disk_usage(root).free / 1e9
+    told = f"{free_gb:.0f} GB free below {root}"
+    yield Finding(Verdict.OK if free_gb >= FREE_GB_MIN else Verdict.FAIL, "disk", told)
+
+
+def _stores(site: Settings) -> Iterator[Finding]:
+    from node.keep.catalogue import Catalogue
+    from node.keep.vault import Vault
+    from node.pseudonym import SiteKeys
+    from node.settings import load_key
+
+    with Catalogue.open(site.storage.catalogue) as catalogue:
+        yield Finding(Verdict.OK, "catalogue", f"{catalogue.instances.count()} images")
+        newest = max((role.seen_at for role in catalogue.roles.all()), default=None)
+    if newest is not None and (newest - datetime.now(UTC)).total_seconds() > CLOCK_STEP_S:
+        yield Finding(Verdict.FAIL, "clock", f"the catalogue holds times later than now ({newest:%Y-%m-%d %H:%M:%S} UTC)")
+    vault = Vault.open(site.storage.vault, load_key(site.storage.vault_key))
+    try:
+        vault.check_site(SiteKeys.derive(load_key(site.storage.site_key)).report_uid("site"))
+    finally:
+        vault.close()
+    yield Finding(Verdict.OK, "vault", "opens with this key, and was written under this site key")
+
+
+def _callers(site: Settings) -> Iterator[Finding]:
+    if not site.node.callers:
+        yield Finding(Verdict.FAIL, "callers", "no [[node.callers]]: every association is rejected")
+    for caller in site.node.callers:
+        wide = [network for network in caller.networks if network.endswith("/0")]
+        if wide:
+            yield Finding(Verdict.WARN, "callers", f"{caller.ae_title} may call from anywhere ({wide[0]})")
+    if site.node.host in ("127.0.0.1", "::1", "localhost"):
+        yield Finding(Verdict.WARN, "network", f"listens on {site.node.host} only; set [node] host to be reached from the PACS")
+    named = {caller.ae_title.strip() for caller in site.node.callers}
+    for pacs in site.pacs:
+        for title in pacs.answers_for:
+            if title.strip() not in named:
+                yield Finding(Verdict.FAIL, "pacs", f"{pacs.name}: answers_for names {title}, which is no [[node.callers]]")
+
+
+def _peers(site: Settings) -> Iterator[Finding]:
+    from node import peer
+    from node.errors import PeerAway
+
+    if not site.pacs:
+        yield Finding(Verdict.FAIL, "pacs", "no [[pacs]]: results have nowhere to go")
+    for pacs in site.pacs:
+        where = f"{pacs.name}: {pacs.ae_title}@{pacs.host}:{pacs.port}"
+        try:
+            peer.echo(pacs, site.node.ae_title)
+            yield Finding(Verdict.OK, "pacs", f"{where} answers C-ECHO")
+        except PeerAway as error:
+            yield Finding(Verdict.FAIL, "pacs", f"{where}: {error}")
+
+
+def _model(site: Settings) -> Iterator[Finding]:
+    from models.registry import Registry
+
+    registry = Registry(site.storage.root / "models")
+    version = registry.champion()
+    if version is None:
+        yield Finding(Verdict.WARN, "model", "none in service: studies to be answered wait until one is promoted")
+        return
+    registry.verify(version)
+    yield Finding(Verdict.OK, "model", f"{version}, files as its card states")
+
+
+def _provider(site: Settings) -> Iterator[Finding]:
+    import onnxruntime
+
+    wanted = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[site.inference.provider]
+    if wanted in onnxruntime.get_available_providers():
+        yield Finding(Verdict.OK, "provider", wanted)
+    elif site.inference.allow_degraded:
+        yield Finding(Verdict.WARN, "provider", f"{wanted} is not available; results will say that the CPU was used")
+    else:
+        yield Finding(Verdict.FAIL, "provider", f'{wanted} is not available: install the extra `gpu`, or set provider = "cpu"')
+
+
+def _codecs(site: Settings) -> Iterator[Finding]:
+    from models.preprocess import missing_codecs
+
+    missing = missing_codecs()
+    if missing:
+        yield Finding(Verdict.FAIL, "codecs", f"no decoder for {', '.join(missing)}; reinstall imagecodecs and pylibjpeg-rle")
+    else:
+        yield Finding(Verdict.OK, "codecs", "every accepted transfer syntax can be decoded")
+
+
+def _wheels(site: Settings) -> Iterator[Finding]:
+    from importlib.metadata import distributions
+
+    installed = {(dist.metadata["Name"] or "").lower() for dist in distributions()}
+    clean = True
+    for pair in PAIRS:
+        if installed.issuperset(pair):
+            clean = False
+            yield Finding(Verdict.FAIL, "packages", f"{pair[0]} and {pair[1]} overwrite each other: uninstall both, install one")
+    if clean:
+        yield Finding(Verdict.OK, "packages", "no wheels that overwrite each other")
+
+
+def _names(site: Settings) -> Iterator[Finding]:
+    from importlib.util import find_spec
+
+    here = Path(__file__).resolve().parents[2]
+    for name in OURS:
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:
+            yield Finding(Verdict.FAIL, "packages", f"the package {name} is missing: install Osteon again")
+        elif not Path(spec.origin).resolve().is_relative_to(here):
+            yield Finding(Verdict.FAIL, "packages", f"a foreign package named {name} hides ours; use an environment of its own")
+
+
+def _clock(site: Settings) -> Iterator[Finding]:
+    import shutil
+    import subprocess
+
+    if shutil.which("timedatectl") is None:
+        yield Finding(Verdict.WARN, "clock", "cannot be judged here (no timedatectl): make sure it is synchronised")
+        return
+    shown = subprocess.run(
+        ["timedatectl", "show", "-p", "NTPSynchronized", "--value"], capture_output=True, text=True, timeout=10
+    )
+    if shown.stdout.strip() == "yes":
+        yield Finding(Verdict.OK, "clock", "synchronised")
+    else:
+        yield Finding(Verdict.WARN, "clock", "not synchronised: expiry, deadlines and the SR's times follow this clock")

@@ -1,0 +1,99 @@
+"""`osteon labels`: what readers say of studies and images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from node.commands.options import DEFAULT_CONFIG, Config
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from node.keep.records import Label
+
+app = typer.Typer(help="Import and list the labels that the model learns from.", no_args_is_help=True)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="CSV under the hospital's identifiers: patient_id, issuer (may be empty), study "
+                                              "(accession number or UID), sop_instance_uid (may be empty), label, reader, "
+                                              "labelled_on, confirmed_by (histology, culture, follow-up, opinion), "
+                                              "first_treatment_on (may be empty).")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be imported, and import nothing.")] = False,
+    config: Config = DEFAULT_CONFIG,
+) -> None:  # fmt: skip
+    """Import a label table: all of it, or, when a row has a problem, nothing."""
+    import getpass
+    from datetime import UTC, datetime
+
+    from node import settings
+    from node.errors import BadLabels
+    from node.keep.catalogue import Catalogue
+    from node.pseudonym import SiteKeys
+    from node.receive import labels
+
+    site = settings.load(config)
+    try:
+        text = file.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadLabels(f"{file}: cannot be read as UTF-8 text ({type(error).__name__})") from None
+    keys = SiteKeys.derive(settings.load_key(site.storage.site_key))
+    rows, problems = labels.read(text, keys, site.node.default_issuer)
+    with Catalogue.open(site.storage.catalogue) as catalogue:
+
+        def study_of_image(sop_uid: str) -> str | None:
+            image = catalogue.instances.find(sop_uid)
+            return image.study_uid if image else None
+
+        found, more = labels.resolve(
+            rows,
+            studies=lambda row: [
+                *catalogue.studies.find(uid=row.study_uid),
+                *catalogue.studies.find(accession_keys=row.accession_keys),
+            ],
+            study_of_image=study_of_image,
+            stored=catalogue.labels.all(),
+        )
+        for problem in sorted(problems + more, key=lambda one: one.line):
+            typer.echo(f"{file.name}: line {problem.line}: {problem.what}", err=True)
+        _print_counts(found, "label")
+        typer.echo(f"{len(rows) - len(more) - len(found)} rows say what is known already")
+        if problems or more:
+            raise BadLabels(f"{len(problems) + len(more)} rows of {file.name} cannot be imported; nothing was imported")
+        if dry_run:
+            typer.echo("dry run: nothing was imported")
+            return
+        catalogue.labels.put_all(found, now=datetime.now(UTC), by=getpass.getuser())
+        typer.echo(f"{len(found)} labels imported")
+
+
+@app.command("list")
+def list_(config: Config = DEFAULT_CONFIG) -> None:
+    """List the labels, under pseudonyms."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from node import settings
+    from node.keep.catalogue import Catalogue
+
+    with Catalogue.open(settings.load(config).storage.catalogue) as catalogue:
+        labels = catalogue.labels.all()
+    columns = ("label", "study", "image", "reader", "labelled on", "confirmed by", "first treatment (shifted)")
+    table = Table(*columns)
+    for one in labels:
+        image = one.sop_uid or "(study)"
+        table.add_row(one.label, one.study_uid, image, one.reader, one.labelled_on, one.confirmed_by, one.first_treatment_on)
+    Console(soft_wrap=True).print(table)
+    _print_counts(labels, "label")
+
+
+def _print_counts(labels: Sequence[Label], what: str) -> None:
+    """Print how many studies and patients each label has."""
+    for name in sorted({one.label for one in labels}):
+        of_it = [one for one in labels if one.label == name]
+        studies, patients = len({one.study_uid for one in of_it}), len({one.pid for one in of_it})
+        typer.echo(f"{what} {name}: {len(of_it)} rows, {studies} studies, {patients} patients")

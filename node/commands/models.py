@@ -1,0 +1,223 @@
+"""`osteon models`: what is on the shelf, which version is in service, and who put it there."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from node.commands.options import DEFAULT_CONFIG, Config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from models.card import Card, StartWeights
+    from models.registry import Move, Registry
+    from node.settings import Settings
+
+app = typer.Typer(help="Model versions: what is on the shelf and which one is in service.", no_args_is_help=True)
+
+Version = Annotated[str, typer.Argument(help="A version as `osteon models list` names it.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why; it stays in the history.")]
+By = Annotated[str, typer.Option("--by", help="Who decides.  [default: the login name]", show_default=False)]
+
+FETCH_TIMEOUT_S = 30.0
+
+
+@app.command("list")
+def list_models(config: Config = DEFAULT_CONFIG) -> None:
+    """List all versions with their metrics, and which one is in service."""
+    from rich.table import Table
+
+    registry = _registry(config)
+    if not registry.versions():
+        typer.echo("no version yet; `osteon train run` makes one")
+        return
+    named = {registry.alias(alias): alias for alias in ("challenger", "champion")}
+    table = Table("alias", "version", "made on", "recipe", "metrics (95 % interval; patients)", "gate")
+    for card, version in sorted(((registry.card(each), each) for each in registry.versions()), key=lambda row: row[0].created_at):
+        metrics = "\n".join(_metrics(card)) or "none"
+        table.add_row(named.get(version, ""), version, _local(card.created_at), card.recipe, metrics, card.decision)
+    _console().print(table)
+
+
+@app.command()
+def show(
+    version: Annotated[str, typer.Argument(help="A version; the one in service when none is given.")] = "",
+    config: Config = DEFAULT_CONFIG,
+) -> None:
+    """Show the card of a version, after checking its files against it."""
+    from models.errors import NoModel
+
+    registry = _registry(config)
+    version = version or registry.champion() or ""
+    if not version:
+        raise NoModel
+    card = registry.verify(version)
+    typer.echo(f"version   {version}{'  (in service)' if version == registry.champion() else ''}")
+    typer.echo(f"folder    {registry.folder(version)}")
+    typer.echo(f"files     as the card states; trained on {len(registry.corpus(version))} patients")
+    typer.echo(card.to_json(), nl=False)
+
+
+@app.command()
+def promote(version: Version, reason: Reason, by: By = "", config: Config = DEFAULT_CONFIG) -> None:
+    """Put a version into service: a decision of a named person, for a stated reason.
+
+    A version that was trained on a locked patient is refused. Studies that were answered before are not answered again.
+    """
+    from node.keep.catalogue import Catalogue
+
+    site = _settings(config)
+    registry = _shelf(site)
+    before = registry.champion()
+    card = registry.card(version)
+    with Catalogue.open(site.storage.catalogue) as catalogue:
+        locked = catalogue.instances.locked_patients()
+    move = registry.promote(
+        version, by=by or _login(), reason=reason, decision=card.decision, now=datetime.now(UTC), locked=locked
+    )
+    if before == version:
+        typer.echo(f"{version} is in service already, since {_local(move.at)}, by {move.by}: {move.reason}")
+        return
+    _say(registry, move)
+    typer.echo(f"the gate had said: {card.decision}" + (f" ({card.decision_reason})" if card.decision_reason else ""))
+
+
+@app.command()
+def rollback(reason: Reason, by: By = "", config: Config = DEFAULT_CONFIG) -> None:
+    """Put the version that was in service before back into service."""
+    registry = _registry(config)
+    registry.rollback(by=by or _login(), reason=reason, now=datetime.now(UTC))
+    _say(registry, registry.history()[-1])
+
+
+@app.command()
+def history(
+    at: Annotated[str, typer.Option("--at", help="Say only what was in service then: 2026-03-01T14:05, local time.")] = "",
+    config: Config = DEFAULT_CONFIG,
+) -> None:
+    """Show which version was in service when, put there by whom and why."""
+    from rich.table import Table
+
+    registry = _registry(config)
+    if at:
+        moment = _moment(at)
+        move = registry.champion_at(moment)
+        if move is None:
+            typer.echo(f"no model was in service on {_local(moment)}")
+        else:
+            typer.echo(f"{move.version} was in service on {_local(moment)}: {_told(move)}")
+        return
+    table = Table("when", "what", "alias", "version", "instead of", "by", "reason", "the gate had said")
+    for move in registry.history():
+        table.add_row(
+            _local(move.at), move.action, move.alias, move.version, move.previous or "-", move.by, move.reason, move.decision
+        )
+    _console().print(table)
+
+
+@app.command()
+def fetch(
+    arch: Annotated[list[str] | None, typer.Argument(help="resnet18, resnet50; all when none is given.")] = None,
+    config: Config = DEFAULT_CONFIG,
+) -> None:
+    """Bring start weights (ImageNet) from the network to this machine. No training run ever does."""
+    from models.card import IMAGENET
+    from models.errors import NoSuchWeights
+
+    folder = _settings(config).storage.root / "models" / "weights"
+    offered = {name: weights for name, weights in IMAGENET.items() if weights.url}
+    for name in arch or offered:
+        if name not in offered:
+            raise NoSuchWeights(f"there is nothing to fetch for {name!r}; to be fetched: {', '.join(offered)}")
+        typer.echo(_fetch(offered[name], folder))
+
+
+def _fetch(weights: StartWeights, folder: Path) -> str:
+    import urllib.error
+    import urllib.request
+
+    from models import durable
+    from models.card import sha256
+    from models.errors import Tampered
+    from node.errors import PeerAway
+
+    file = folder / weights.filename
+    if file.is_file() and sha256(file.read_bytes()) == weights.sha256:
+        return f"{file} is there already"
+    try:
+        with urllib.request.urlopen(weights.url, timeout=FETCH_TIMEOUT_S) as answer:  # noqa: S310 - https, from a constant
+            data = answer.read()
+    except (urllib.error.URLError, OSError) as error:
+        reason = getattr(error, "reason", None) or type(error).__name__
+        raise PeerAway(
+            f"{weights.url} cannot be reached ({reason}): fetch it on a machine with a network and put it to {file}"
+        ) from None
+    if sha256(data) != weights.sha256:
+        raise Tampered(f"what {weights.url} gave does not have the hash {weights.sha256}; it is not kept")
+    durable.write(file, data)
+    return f"{file}: {len(data) / 1e6:.0f} MB, hash as expected ({weights.licence})"
+
+
+# --- what the verbs share -----------------------------------------------------------------------------------------------------
+
+
+def _settings(config: Path) -> Settings:
+    from node import settings
+
+    return settings.load(config)
+
+
+def _shelf(site: Settings) -> Registry:
+    from models.registry import Registry
+
+    return Registry(site.storage.root / "models")
+
+
+def _registry(config: Path) -> Registry:
+    return _shelf(_settings(config))
+
+
+def _say(registry: Registry, move: Move) -> None:
+    """Print what a move changed."""
+    typer.echo(f"in service now: {move.version}, by {move.by}: {move.reason}")
+    typer.echo(f"instead of:     {move.previous or 'nothing'}")
+    for name, version in (("now", move.version), ("before", move.previous)):
+        for line in _metrics(registry.card(version)) if version else []:
+            typer.echo(f"  {name:<7} {line}")
+
+
+def _metrics(card: Card) -> list[str]:
+    return [f"{each.name} {each.value:.3f} ({each.low:.3f} to {each.high:.3f}; n = {each.n})" for each in card.metrics]
+
+
+def _told(move: Move) -> str:
+    return f"{move.action} by {move.by} on {_local(move.at)}, reason: {move.reason}; the gate had said: {move.decision}"
+
+
+def _local(at: datetime) -> str:
+    return f"{at.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def _moment(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError:
+        raise typer.BadParameter("a time like 2026-03-01T14:05 is needed", param_hint="--at") from None
+
+
+def _login() -> str:
+    import getpass
+
+    return getpass.getuser()
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console(markup=False)  # a reason may hold brackets
+    return console if console.is_terminal else Console(markup=False, width=200)  # a pipe has no width: do not break at 80

@@ -1,0 +1,117 @@
+"""`osteon status`: what waits, what runs, what went wrong, and where one study is."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from node.commands.options import DEFAULT_CONFIG, Config
+
+if TYPE_CHECKING:
+    from node.keep.catalogue import Catalogue
+    from node.keep.records import Study
+    from node.settings import Settings
+
+SILENT_S = 30.0
+"""A role that showed no sign of life for this long is shown as silent."""
+
+
+def status(
+    study: Annotated[str, typer.Option("--study", help="Accession number or any UID: say where this study is.")] = "",
+    config: Config = DEFAULT_CONFIG,
+) -> None:
+    """Show roles, queues, model, disk and last errors; or where one study is, in one line, without opening the vault."""
+    from node import settings
+    from node.keep.catalogue import Catalogue
+
+    site = settings.load(config)
+    with Catalogue.open(site.storage.catalogue) as catalogue:
+        for line in _where(catalogue, site, study) if study else _overview(catalogue, site):
+            typer.echo(line)
+
+
+def _overview(catalogue: Catalogue, site: Settings) -> list[str]:
+    """Lay out the whole node in a screen."""
+    import shutil
+
+    from models.registry import Registry
+
+    now = datetime.now(UTC)
+    lines = [f"Osteon {site.node.ae_title} on {site.node.host}:{site.node.port}  (research use only)", "", "Roles"]
+    roles = catalogue.roles.all()
+    for role in roles:
+        age_s = (now - role.seen_at).total_seconds()
+        alive = f"seen {age_s:.0f} s ago" if age_s < SILENT_S else f"SILENT since {_local(role.seen_at)}"
+        told = ", ".join(f"{name}: {value}" for name, value in role.told.items() if value)
+        lines.append(f"  {role.name:<9}{alive}  {told}".rstrip())
+    if not roles:
+        lines.append("  none has run yet; `osteon serve` starts them")
+    answers = "on" if site.inference.answers == "on" and catalogue.roles.flag("answers") != "paused" else "OFF: nothing leaves"
+    champion = Registry(site.storage.root / "models").champion()
+    lines += [
+        "",
+        f"Model     {champion or 'none in service; studies to be answered wait'}",
+        f"Answers   {answers}",
+        "",
+        "Studies",
+    ]
+    states = catalogue.studies.by_state()
+    lines += [f"  {state:<12}{count:>7}" for state, count in states.items() if count] or ["  none yet"]
+    if oldest := catalogue.studies.oldest_open():
+        lines.append(f"  oldest unanswered: {oldest.uid} ({oldest.state}, {_ago(now, oldest.last_at)})")
+    lines += ["", "Results"]
+    lines += [f"  {state:<12}{count:>7}" for state, count in catalogue.deliveries.by_state().items() if count] or ["  none yet"]
+    held = len(catalogue.instances.held())
+    lines += ["", f"Archive    {catalogue.instances.count()} images; quarantine {held}"]
+    disk = shutil.disk_usage(site.storage.root if site.storage.root.exists() else site.storage.root.parent)
+    lines.append(
+        f"Disk       {disk.free / 2**30:.1f} GiB free of {disk.total / 2**30:.1f} ({100 * disk.used / disk.total:.0f} % used)"
+    )
+    errors = catalogue.studies.recent_errors(limit=5)
+    if errors:
+        lines += ["", "Last errors"] + [f"  {_local(at)}  {uid}  {reason}" for at, uid, reason in errors]
+    return lines
+
+
+def _where(catalogue: Catalogue, site: Settings, typed: str) -> list[str]:
+    """Say in one line where each study is that `typed` may mean."""
+    from node.commands.find import find_studies
+
+    now = datetime.now(UTC)
+    return [_line(catalogue, study, now) for study in find_studies(catalogue, site, typed)]
+
+
+def _line(catalogue: Catalogue, study: Study, now: datetime) -> str:
+    held = len(catalogue.instances.held_of_study(study.uid))
+    told = [f"{study.uid}: {study.state}", f"purpose {study.purpose}", f"{study.instances} image(s)"]
+    if held:
+        told.append(f"{held} in quarantine")
+    told.append(f"last received {_ago(now, study.last_at)} from {study.calling_ae}")
+    for result in catalogue.results.of_study(study.uid)[-1:]:
+        findings = result.findings
+        said = f"not answered with a class ({findings.abstention})" if findings.abstention else "answered with a class"
+        told.append(f"model {result.model_id}: {said}")
+    told += [
+        f"{row.destination}: {row.state}" + (f" ({row.reason})" if row.reason else "")
+        for row in catalogue.deliveries.list()
+        if row.study_uid == study.uid
+    ]
+    if study.reason:
+        told.append(study.reason)
+    if study.next_attempt_at and study.next_attempt_at > now:
+        told.append(f"next attempt {_local(study.next_attempt_at)}")
+    return "; ".join(told)
+
+
+def _local(at: datetime) -> str:
+    return f"{at.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def _ago(now: datetime, at: datetime) -> str:
+    seconds = (now - at).total_seconds()
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{max(seconds, 0):.0f} s ago"

@@ -1,0 +1,419 @@
+"""Reception, wired: data set -> pseudonymise -> vault -> archive -> catalogue.
+
+In: one encoded data set and what its C-STORE says of it. Out: `Taken`, and then the object survives a power cut; or an error
+of the tree. Each step can be the last before a kill: the next sending of the same object finds what is there and goes on. Nothing
+here may return before the object is safe, let an identity into archive, catalogue or log, or pass on what cannot be
+judged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import struct
+import threading
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from io import BytesIO
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pydicom.config
+from pydicom import Dataset, dcmread
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filereader import read_dataset
+from pydicom.filewriter import write_file_meta_info
+from pydicom.uid import UID
+
+from node import peer
+from node.errors import IdentityConflict, NotAsAnnounced, NotFound, NotReleasable, NotUnderstood, PixelConflict, Refused
+from node.keep.archive import Archive
+from node.keep.catalogue import Catalogue
+from node.keep.quarantine import Quarantine
+from node.keep.records import Held, Hold, Instance, Purpose
+from node.keep.vault import Vault
+from node.logs import event
+from node.pseudonym import SiteKeys
+from node.receive.pseudonymise import Malformed, Pseudonymised, Rules, UnusablePatientID, pseudonymise
+from node.settings import Settings, load_key
+
+log = logging.getLogger("osteon.receive")
+
+RELEASABLE = frozenset({Hold.BURNED_IN, Hold.SECONDARY, Hold.DIGITISED})
+"""A person who has looked at the image may overrule these; a modality, or a doubt about the patient, nobody can."""
+BROKEN = (ValueError, TypeError, AttributeError, KeyError, IndexError, EOFError, OverflowError, RecursionError, struct.error)
+"""What pydicom raises when values are not what their VR and length say."""
+_PIXEL_DATA = 0x7FE00010
+_UNDEFINED_LENGTH = 0xFFFFFFFF
+_ITEM = b"\xfe\xff\x00\xe0"
+_LOCKS = 64
+
+
+class Taken(StrEnum):
+    """What became of an object; each is answered 0000."""
+
+    NEW = "new"
+    """Archived."""
+    KNOWN = "known"
+    """It was archived before; identity and purpose are up to date."""
+    OURS = "ours"
+    """One of this node's own results, routed back; not kept."""
+    HELD = "held"
+    """Sealed in the quarantine, until a person decides."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    """One object as it came."""
+
+    raw: bytes
+    transfer_syntax_uid: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    calling_ae: str
+    purpose: Purpose
+
+    def meta(self) -> FileMetaDataset:
+        meta = FileMetaDataset()
+        meta.FileMetaInformationVersion = b"\0\1"
+        meta.MediaStorageSOPClassUID = UID(self.sop_class_uid)
+        meta.MediaStorageSOPInstanceUID = UID(self.sop_instance_uid)
+        meta.TransferSyntaxUID = UID(self.transfer_syntax_uid)
+        meta.ImplementationClassUID = peer.IMPLEMENTATION_CLASS_UID
+        return meta
+
+    def part10(self) -> bytes:
+        """Give the object as a file: what the quarantine seals."""
+        file = DicomBytesIO()
+        file.write(b"\0" * 128 + b"DICM")
+        write_file_meta_info(file, self.meta())
+        file.write(self.raw)
+        return file.getvalue()
+
+
+class _HoldIt(Exception):
+    """The object belongs into the quarantine: caught where the quarantine is."""
+
+    def __init__(self, reason: Hold, detail: str) -> None:
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail
+
+
+class Intake:
+    """Everything one receiver holds open."""
+
+    def __init__(
+        self, settings: Settings, *, keys: SiteKeys, rules: Rules, vault: Vault, archive: Archive, catalogue: Catalogue,
+        quarantine: Quarantine,
+    ) -> None:  # fmt: skip
+        self.settings, self.keys, self.rules = settings, keys, rules
+        self.vault, self.archive, self.catalogue, self.quarantine = vault, archive, catalogue, quarantine
+        self._callers = {caller.ae_title.strip(): caller for caller in settings.node.callers}
+        self._locks = [threading.Lock() for _ in range(_LOCKS)]
+
+    @classmethod
+    def open(cls, settings: Settings) -> Intake:
+        """Open the stores; a wrong key or a missing folder is an error before anything is received."""
+        # Odd values are what hospitals send; they are judged here, not warned of by pydicom, whose warnings repeat them.
+        pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+        node, storage = settings.node, settings.storage
+        vault_key = load_key(storage.vault_key)
+        keys = SiteKeys.derive(load_key(storage.site_key))
+        rules = Rules.load(
+            default_issuer=node.default_issuer,
+            placeholder_patient_ids=node.placeholder_patient_ids,
+            site_vocabulary=Path(node.vocabulary) if node.vocabulary else None,
+        )
+        vault = Vault.open(storage.vault, vault_key)
+        vault.check_site(keys.report_uid("site"))
+        return cls(
+            settings,
+            keys=keys,
+            rules=rules,
+            vault=vault,
+            archive=Archive(storage.root / "archive"),
+            catalogue=Catalogue.open(storage.catalogue),
+            quarantine=Quarantine(storage.root / "quarantine", vault_key),
+        )
+
+    def close(self) -> None:
+        """Close the stores."""
+        self.catalogue.close()
+        self.vault.close()
+
+    # --- one object --------------------------------------------------------------------------------------------------------
+
+    def take_in(
+        self, raw: bytes, *, transfer_syntax_uid: str, sop_class_uid: str, sop_instance_uid: str, calling_ae: str, called_ae: str
+    ) -> Taken:
+        """Take in one data set; on return it is safe, or it was one of our own results.
+
+        Raises
+        ------
+        Refused
+            A SOP class or transfer syntax that this node does not take, or a structured report of somebody else.
+        NotUnderstood, NotAsAnnounced
+            The bytes are no data set, or one of another SOP class or instance than the request says.
+        Retriable
+            A store cannot take it now.
+        """
+        began = monotonic()
+        purpose = self._purpose(calling_ae, called_ae)
+        arrival = _Arrival(raw, transfer_syntax_uid, sop_class_uid, sop_instance_uid, calling_ae.strip(), purpose)
+        _refuse_strangers(arrival)
+        taken: Taken
+        told: dict[str, Any]
+        if sop_class_uid in peer.RESULT_CLASSES:
+            taken, told = self._recognise(arrival), {}
+        else:
+            taken, told = self._shelve_or_hold(arrival, _parse(arrival))
+        event(
+            log,
+            {Taken.OURS: "own result recognised", Taken.HELD: "instance held"}.get(taken, "instance stored"),
+            **told,
+            outcome=taken.value,
+            calling_ae=peer.printable(calling_ae),
+            purpose=purpose.value,
+            status="0000H",
+            ms=round(1000 * (monotonic() - began)),
+        )
+        return taken
+
+    def release(self, held_id: str, *, by: str, reason: str) -> Taken:
+        """Take in what the quarantine holds, because a person says that it may be.
+
+        Raises
+        ------
+        NotReleasable
+            It is held for something that a person cannot overrule, or is still in doubt.
+        NotFound
+            Nothing is held under `held_id`.
+        """
+        found = self.catalogue.instances.held_one(held_id)
+        if found is None:
+            raise NotFound(f"the quarantine holds nothing under {held_id}; `osteon quarantine list` shows what it holds")
+        held, _since = found
+        if held.reason is Hold.MODALITY:
+            raise NotReleasable("only CR and DX go to the archive: what is held for its modality cannot be released")
+        file = dcmread(BytesIO(self.quarantine.read(held_id)))
+        study = self.catalogue.studies.get(held.study_uid)
+        arrival = _arrival_of(file, held, study.purpose if study else held.purpose)  # it may have been sent again meanwhile
+        try:
+            taken, told = self._shelve(_pseudonymised(file, self.keys, self.rules), arrival, overruled=RELEASABLE)
+        except _HoldIt as hold:
+            raise NotReleasable(f"{hold.reason.value}: {hold.detail}; mend it at its source and send it again") from None
+        self.catalogue.instances.unhold(held_id, by=by, reason=reason, decision="released", now=_now())
+        self.quarantine.discard(held_id)
+        event(log, "instance released", **told, outcome=taken.value, held=held_id, reason=held.reason.value)
+        return taken
+
+    def _purpose(self, calling_ae: str, called_ae: str) -> Purpose:
+        """Say why it was sent: called under the learning title, or by a caller that only teaches, it is never answered."""
+        caller = self._callers.get(calling_ae.strip())
+        to_learn = called_ae.strip() == self.settings.node.learn_ae_title.strip() or (caller and caller.purpose == "learn")
+        return Purpose.LEARN if to_learn else Purpose.ANSWER
+
+    def _recognise(self, arrival: _Arrival) -> Taken:
+        """Tell a result of ours, which the PACS routed back, from a report of somebody else."""
+        if self.catalogue.results.is_ours(arrival.sop_instance_uid) or _observer_uid(_parse(arrival)) == self.keys.report_uid(
+            "device"
+        ):
+            return Taken.OURS
+        raise Refused("structured reports are not taken, but for this node's own results")
+
+    def _shelve_or_hold(self, arrival: _Arrival, dataset: Dataset) -> tuple[Taken, dict[str, Any]]:
+        """Archive an image or seal it in the quarantine; one object under a UID at a time."""
+        sop_uid = self.keys.uid(arrival.sop_instance_uid)
+        with self._locks[hash(sop_uid) % _LOCKS]:
+            found: Pseudonymised | None = None
+            try:
+                found = _pseudonymised(dataset, self.keys, self.rules)
+                return self._shelve(found, arrival)
+            except _HoldIt as hold:
+                return self._hold(hold, arrival, dataset, found)
+
+    def _shelve(
+        self, found: Pseudonymised, arrival: _Arrival, *, overruled: frozenset[Hold] = frozenset()
+    ) -> tuple[Taken, dict[str, Any]]:
+        """Vault, then archive, then catalogue.
+
+        An identity without a file is harmless, a file that nobody can answer for is not, and a row promises both.
+        """
+        told: dict[str, Any] = {"study_uid": found.instance.study_uid, "sop_uid": found.instance.sop_uid}
+        known = self.catalogue.instances.find(found.instance.sop_uid)
+        if known is not None:
+            self._compare(known, found)
+            self._remember(found)
+            self.catalogue.instances.seen_again(known.sop_uid, purpose=arrival.purpose, calling_ae=arrival.calling_ae, now=_now())
+            return Taken.KNOWN, told
+        self._remember(found)  # also what will be held: it must be of the same patient, and may be answered "not applicable"
+        if found.hold is not None and found.hold not in overruled:
+            raise _HoldIt(found.hold, found.hold_detail)
+        shelved, is_new_file = self._put(found)
+        try:
+            is_new = self.catalogue.instances.note(
+                shelved,
+                purpose=arrival.purpose,
+                calling_ae=arrival.calling_ae,
+                locked=self.keys.is_locked(shelved.pid, self.settings.training.locked),
+                now=_now(),
+            )
+        except IdentityConflict as error:
+            if is_new_file:
+                self.archive.withdraw(shelved)
+            raise _HoldIt(Hold.PATIENT_CONFLICT, str(error)) from None
+        if is_new and found.dropped:
+            self.catalogue.instances.dropped(found.dropped, _now())
+        return (Taken.NEW if is_new else Taken.KNOWN), told
+
+    def _compare(self, known: Instance, found: Pseudonymised) -> None:
+        """Hold what comes under a known UID and is another image: another patient's, of another series, or of other pixels."""
+        new = found.instance
+        if known.pid != new.pid:
+            raise _HoldIt(Hold.PATIENT_CONFLICT, "the SOP Instance UID is known, of another patient")
+        if (known.study_uid, known.series_uid) != (new.study_uid, new.series_uid):
+            raise _HoldIt(Hold.PIXEL_CONFLICT, "the SOP Instance UID is known, in another series")
+        self._put(found)
+
+    def _remember(self, found: Pseudonymised) -> None:
+        try:
+            self.vault.remember(found.identity, now=_now())
+        except IdentityConflict as error:
+            raise _HoldIt(Hold.PATIENT_CONFLICT, str(error)) from None
+
+    def _put(self, found: Pseudonymised) -> tuple[Instance, bool]:
+        try:
+            return self.archive.put(found.clean, found.instance)
+        except PixelConflict as error:
+            raise _HoldIt(Hold.PIXEL_CONFLICT, str(error)) from None
+        except BROKEN as error:
+            raise _HoldIt(Hold.MALFORMED, f"it cannot be written as DICOM ({type(error).__name__})") from None
+
+    def _hold(
+        self, hold: _HoldIt, arrival: _Arrival, dataset: Dataset, found: Pseudonymised | None
+    ) -> tuple[Taken, dict[str, Any]]:
+        """Seal the object as it came, then write down that it is held.
+
+        The id is derived, so that the same object sent again, also after a kill between the two, is the same entry.
+        """
+        sop_uid = self.keys.uid(arrival.sop_instance_uid)
+        held = Held(
+            id=self.keys.term("held", "\x1f".join((sop_uid, hold.reason, hashlib.sha256(arrival.raw).hexdigest()))),
+            reason=hold.reason,
+            detail=hold.detail,
+            modality=found.instance.modality if found else "",
+            sop_class_uid=arrival.sop_class_uid,
+            study_uid=found.instance.study_uid if found else self._study_uid(dataset),
+            sop_uid=sop_uid,
+            pid=found.instance.pid if found and hold.reason is not Hold.PATIENT_CONFLICT else "",
+            calling_ae=arrival.calling_ae,
+            purpose=arrival.purpose,
+        )
+        if held.id not in {one.id for one in self.catalogue.instances.held_of_study(held.study_uid)}:
+            self.quarantine.put(arrival.part10(), held)
+        try:
+            self.catalogue.instances.hold(held, now=_now())
+        except IdentityConflict as error:  # the catalogue knows of a patient that the vault does not
+            self.quarantine.discard(held.id)
+            return self._hold(_HoldIt(Hold.PATIENT_CONFLICT, str(error)), arrival, dataset, found)
+        return Taken.HELD, {"study_uid": held.study_uid, "sop_uid": held.sop_uid, "reason": held.reason.value, "held": held.id}
+
+    def _study_uid(self, dataset: Dataset) -> str:
+        try:
+            original = str(dataset.get("StudyInstanceUID") or "").strip()
+        except BROKEN:
+            return ""
+        return self.keys.uid(original) if original else ""
+
+
+# --- reading -------------------------------------------------------------------------------------------------------------------
+
+
+def _refuse_strangers(arrival: _Arrival) -> None:
+    if arrival.sop_class_uid not in (*peer.IMAGE_CLASSES, *peer.RESULT_CLASSES):
+        raise Refused("this SOP class is not taken")
+    if arrival.transfer_syntax_uid not in peer.IMAGE_SYNTAXES:
+        raise Refused("this transfer syntax is not taken")
+
+
+def _parse(arrival: _Arrival) -> FileDataset:
+    """Read the header; values are converted only when they are asked for.
+
+    Raises
+    ------
+    NotUnderstood
+        It is no data set, or one without SOP class and instance.
+    NotAsAnnounced
+        These are others than the request says.
+    """
+    syntax = UID(arrival.transfer_syntax_uid)
+    try:
+        read = read_dataset(BytesIO(arrival.raw), syntax.is_implicit_VR, syntax.is_little_endian)
+        said = tuple(str(read.get(keyword) or "").strip(" \0") for keyword in ("SOPClassUID", "SOPInstanceUID"))
+    except BROKEN as error:
+        raise NotUnderstood(f"no data set in the announced transfer syntax ({type(error).__name__})") from None
+    if not all(said):
+        raise NotUnderstood("no data set with a SOP class and a SOP instance")
+    if said != (arrival.sop_class_uid, arrival.sop_instance_uid):
+        raise NotAsAnnounced
+    return FileDataset("", read, preamble=b"\0" * 128, file_meta=arrival.meta(), is_implicit_VR=syntax.is_implicit_VR,
+                       is_little_endian=syntax.is_little_endian)  # fmt: skip
+
+
+def _pseudonymised(dataset: Dataset, keys: SiteKeys, rules: Rules) -> Pseudonymised:
+    """Pseudonymise an image, or say why it must be held."""
+    try:
+        _check_pixels(dataset)
+        return pseudonymise(dataset, keys, rules)
+    except UnusablePatientID as error:
+        raise _HoldIt(Hold.PATIENT_ID, str(error)) from None
+    except Malformed as error:
+        raise _HoldIt(Hold.MALFORMED, str(error)) from None
+    except BROKEN as error:
+        raise _HoldIt(Hold.MALFORMED, f"a value is not what its VR says ({type(error).__name__})") from None
+
+
+def _check_pixels(dataset: Dataset) -> None:
+    """Hold an image without pixels, and one whose pixels are not stored as its transfer syntax says (PS3.5 A.4)."""
+    if "PixelData" not in dataset:
+        raise _HoldIt(Hold.MALFORMED, "an image without pixel data")
+    element = dataset.get_item(_PIXEL_DATA)
+    is_open = getattr(element, "is_undefined_length", False) or getattr(element, "length", 0) == _UNDEFINED_LENGTH
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        # Some write fragments with a length around them: against PS3.5 A.4, but plain what is meant.
+        fits = is_open or bytes(element.value[:4] if element and element.value else b"") == _ITEM
+    else:
+        fits = not is_open
+    if not fits:
+        raise _HoldIt(Hold.MALFORMED, "the pixel data are not in the announced transfer syntax")
+
+
+def _arrival_of(file: FileDataset, held: Held, purpose: Purpose) -> _Arrival:
+    meta = file.file_meta
+    return _Arrival(
+        raw=b"",  # it is sealed already
+        transfer_syntax_uid=str(meta.TransferSyntaxUID),
+        sop_class_uid=str(meta.MediaStorageSOPClassUID),
+        sop_instance_uid=str(meta.MediaStorageSOPInstanceUID),
+        calling_ae=held.calling_ae,
+        purpose=purpose,
+    )
+
+
+def _observer_uid(report: Dataset) -> str:
+    """Give the Device Observer UID (121012, DCM) that a structured report states, empty when it states none."""
+    try:
+        for item in report.get("ContentSequence") or []:
+            name = (item.get("ConceptNameCodeSequence") or [Dataset()])[0]
+            if (name.get("CodeValue"), name.get("CodingSchemeDesignator")) == ("121012", "DCM"):
+                return str(item.get("UID") or "")
+    except BROKEN:
+        pass
+    return ""
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,42 @@
+"""`osteon receive` as a process: it says where it listens, takes in, shows that it lives, and ends when told."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import studies
+from roles import Role, send, until
+
+from node.keep.catalogue import Catalogue
+from node.settings import load
+
+
+def test_the_role_takes_in_until_it_is_told_to_stop(site: Path) -> None:
+    role = Role("receive", "--config", str(site))
+    try:
+        listening = role.event("listening")
+        assert role.events[0] is listening  # the first line names the port
+        assert send(studies.study(images=2), port=listening["port"]) == [0x0000, 0x0000]
+        with Catalogue.open(load(site).storage.catalogue) as catalogue:
+            assert catalogue.instances.count() == 2
+            assert until(lambda: [sign.name for sign in catalogue.roles.all()]) == ["receive"]
+        role.process.send_signal(signal.SIGTERM)
+        assert role.wait(20) == 0
+    finally:
+        role.close()
+    assert [line["event"] for line in role.events] == ["listening", "instance stored", "instance stored", "stopped"]
+    assert not role.noise
+
+
+def test_an_address_that_is_taken_is_said_in_one_line(site: Path) -> None:
+    first = Role("receive", "--config", str(site))
+    try:
+        port = first.event("listening")["port"]
+        site.write_text(site.read_text("utf-8").replace("port = 0", f"port = {port}", 1), "utf-8")
+        second = Role("receive", "--config", str(site))
+        assert second.wait(30) == 2
+        assert any("cannot listen" in line for line in second.noise)
+        assert not any("Traceback" in line for line in second.noise)
+    finally:
+        first.close()
