@@ -1,0 +1,287 @@
+"""The answer, wired: claim a complete study -> inference -> identity -> report -> delivery -> state.
+
+In: the catalogue's states. Out: SRs in the PACS. Nothing here may answer a study that was sent to be learned from, send
+anything while answers are off, or let one destination's trouble hold up another.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from time import monotonic
+
+import node
+from models.errors import OsteonError, Unreadable
+from models.registry import Registry
+from models.runtime import Model
+from node import daemon
+from node.errors import NotFound
+from node.keep.archive import Archive
+from node.keep.catalogue import Catalogue
+from node.keep.records import Delivery, DeliveryState, Identity, Instance, Result, Role, Study
+from node.keep.vault import StudyIdentity, Vault
+from node.logs import event, safe_message
+from node.pseudonym import SiteKeys
+from node.reply import completion, delivery, inference, report
+from node.settings import Pacs, Settings, load_key
+
+log = logging.getLogger("osteon.reply")
+
+RETRY_INFERENCE_FIRST_S = 30.0
+RETRY_INFERENCE_MAX_S = 3600.0
+
+
+@dataclass
+class Reply:
+    """Everything one replier holds open."""
+
+    settings: Settings
+    catalogue: Catalogue
+    vault: Vault
+    archive: Archive
+    registry: Registry
+    keys: SiteKeys
+    model: Model | None = None
+    last_error: str = ""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @classmethod
+    def open(cls, settings: Settings) -> Reply:
+        """Open the stores; a wrong key or a missing folder is an error before anything is claimed."""
+        site_key, vault_key = load_key(settings.storage.site_key), load_key(settings.storage.vault_key)
+        vault = Vault.open(settings.storage.vault, vault_key)
+        keys = SiteKeys.derive(site_key)
+        vault.check_site(keys.report_uid("site"))
+        return cls(
+            settings=settings,
+            catalogue=Catalogue.open(settings.storage.catalogue),
+            vault=vault,
+            archive=Archive(settings.storage.root / "archive"),
+            registry=Registry(settings.storage.root / "models"),
+            keys=keys,
+        )
+
+    def close(self) -> None:
+        """Close the stores."""
+        self.catalogue.close()
+        self.vault.close()
+
+    # --- what is complete, and what it shows -------------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """Advance completion, then classify one study; True when there may be more to do."""
+        moved = completion.advance(self.catalogue, self.settings.completion, now=_now())
+        self._follow_champion()
+        study = self.catalogue.studies.claim(claim_s=self.settings.inference.claim_s, now=_now())
+        if study is not None:
+            self._classify(study)
+        opened = self.catalogue.deliveries.open_due(answers_on=self.answers_on(), now=_now())
+        return moved or study is not None or bool(opened)
+
+    def answers_on(self) -> bool:
+        """Say whether results may leave: the settings and the operator's switch both have to say so."""
+        return self.settings.inference.answers == "on" and self.catalogue.roles.flag("answers") != "paused"
+
+    def _follow_champion(self) -> None:
+        """Load the version that is in service now, when it is another than the one loaded."""
+        version = self.registry.champion()
+        if version is None:
+            self.model = None
+            return
+        if self.model is None or self.model.version != version:
+            rules = self.settings.inference
+            self.model = Model.load(
+                self.registry, version, provider=rules.provider, threads=rules.threads, allow_degraded=rules.allow_degraded
+            )
+            event(log, "model in service", model=version, provider=rules.provider, degraded=self.model.degraded)
+        self.catalogue.studies.wake_waiting(now=_now())
+
+    def _classify(self, study: Study) -> None:
+        """Turn a claimed study into a stored result; whatever goes wrong, its next attempt moves ahead first."""
+        started = monotonic()
+        try:
+            if self.model is None:
+                self.catalogue.studies.wait_for_model(study.uid, now=_now())
+                return
+            content = self.catalogue.studies.content(study.uid)
+            findings = inference.infer(
+                [(instance, self._pixels(instance)) for instance in self.catalogue.instances.of_study(study.uid)],
+                self.catalogue.instances.held_of_study(study.uid),
+                study_uid=study.uid,
+                model=self.model,
+                in_corpus=study.pid in self.registry.corpus(self.model.version),
+            )
+            silent = findings.abstention is not None and self.settings.inference.answer_not_applicable == "status only"
+            result = self.catalogue.results.put(
+                study.uid,
+                findings,
+                content_digest=content,
+                settings_digest=report.settings_digest(self.settings.report, self.settings.inference),
+                destinations=[] if silent else [pacs.name for pacs in self.settings.pacs if pacs.answers(study.calling_ae)],
+                now=_now(),
+            )
+        except Exception as error:  # one bad study must not stop the others; it is tried again, later and later
+            wait_s = min(RETRY_INFERENCE_FIRST_S * 2**study.attempts, RETRY_INFERENCE_MAX_S)
+            self.last_error = safe_message(error)
+            self.catalogue.studies.fail(
+                study.uid, reason=self.last_error, next_attempt_at=_now() + timedelta(seconds=wait_s), now=_now()
+            )
+            event(log, "study failed", level=logging.ERROR, study=study.uid, error=self.last_error, again_in_s=wait_s)
+            return
+        event(
+            log,
+            "study classified",
+            study=study.uid,
+            model=findings.model_id,
+            images=len(findings.images),
+            abstention=findings.abstention,
+            result=result.id,
+            ms=round(1000 * (monotonic() - started)),
+        )
+
+    def _pixels(self, instance: Instance) -> inference.Image:
+        """Read one archived image, or say that it cannot be read."""
+        try:
+            return self.archive.read(instance)
+        except (OsteonError, OSError) as error:
+            return Unreadable(safe_message(error))
+
+    # --- what leaves -------------------------------------------------------------------------------------------------------
+
+    def deliver_step(self, pacs: Pacs) -> bool:
+        """Send one due result to `pacs`; True when there may be more."""
+        if not self.answers_on():
+            return False
+        claimed = self.catalogue.deliveries.claim(claim_s=self.settings.inference.claim_s, now=_now(), destinations=[pacs.name])
+        if claimed is None:
+            return False
+        started = monotonic()
+        try:
+            outcome = self._send(claimed, pacs)
+        except Exception as error:  # as in _classify: the row's next attempt moves ahead, the loop goes on
+            outcome = self._put_off(claimed, error)
+        event(
+            log,
+            "result delivered" if outcome is DeliveryState.SENT else "result not delivered",
+            level=logging.INFO if outcome is DeliveryState.SENT else logging.WARNING,
+            study=claimed.study_uid,
+            destination=pacs.name,
+            state=outcome,
+            ms=round(1000 * (monotonic() - started)),
+        )
+        return True
+
+    def _send(self, claimed: Delivery, pacs: Pacs) -> DeliveryState:
+        """Build the document the destination can take, note it, send it."""
+        result = self.catalogue.results.get(claimed.result_id)
+        if result is None:
+            raise NotFound(f"result {claimed.result_id} is gone from the catalogue")
+        looked_at = {image.sop_uid for image in result.findings.images}
+        identity = self.vault.study(claimed.study_uid)
+        images = [image for image in self.vault.instances(claimed.study_uid) if image.sop_uid in looked_at]
+        try:
+            delivery.send(
+                pacs,
+                calling_ae=self.settings.node.ae_title,
+                build=partial(self._document, claimed, result, identity, images),
+                study=identity,
+            )
+        except delivery.Held as reason:
+            self.catalogue.deliveries.hold(claimed.id, reason=str(reason), now=_now())
+            return DeliveryState.HELD
+        self.catalogue.deliveries.sent(claimed.id, now=_now())
+        return DeliveryState.SENT
+
+    def _document(
+        self, claimed: Delivery, result: Result, identity: StudyIdentity, images: list[Identity], sop_class_uid: str
+    ) -> report.Built:
+        """Build the SR and note its UID and hash before the first byte leaves.
+
+        A document that differs from the one noted earlier (corrected demographics, another library version) gets a new
+        edition, hence new UIDs and a predecessor: never other bytes under an old UID.
+        """
+        noted = claimed
+        while True:
+            built = report.build(
+                result.findings,
+                result=result,
+                study=identity,
+                images=images,
+                node=self.name(),
+                settings=self.settings.report,
+                sop_class_uid=sop_class_uid,
+                keys=self.keys,
+                edition=noted.edition,
+                predecessors=self.catalogue.deliveries.documents_before(claimed.id),
+            )
+            noted = self.catalogue.deliveries.stamp(claimed.id, built.document, now=_now())
+            if noted.document == built.document:
+                return built
+
+    def _put_off(self, claimed: Delivery, error: Exception) -> DeliveryState:
+        """Plan the next attempt of a delivery that failed, or give it up when its time is over."""
+        self.last_error = safe_message(error)
+        next_at = delivery.next_attempt(
+            claimed.attempts, self.settings.delivery, created_at=claimed.created_at, now=_now(), key=str(claimed.id)
+        )
+        if next_at is None:
+            self.catalogue.deliveries.kill(claimed.id, reason=self.last_error, now=_now())
+            return DeliveryState.DEAD
+        self.catalogue.deliveries.retry_at(claimed.id, reason=self.last_error, next_attempt_at=next_at, now=_now())
+        return DeliveryState.PENDING
+
+    # --- who answers -------------------------------------------------------------------------------------------------------
+
+    def name(self) -> report.NodeName:
+        """Say who observes, for the SR's observation context."""
+        return report.NodeName.of(self.settings.node.ae_title, keys=self.keys, version=node.__version__)
+
+    def beat(self) -> None:
+        """Leave a sign of life that `osteon status` shows."""
+        told = {
+            "model": self.model.version if self.model else "",
+            "provider": self.settings.inference.provider,
+            "degraded": self.model.degraded if self.model else "",
+            "answers": "on" if self.answers_on() else "off",
+            "last_error": self.last_error,
+        }
+        self.catalogue.roles.beat(Role(name="reply", host=socket.gethostname(), pid=os.getpid(), seen_at=_now(), told=told))
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@contextmanager
+def opened(settings: Settings) -> Iterator[Reply]:
+    """Hold a `Reply` open for the length of a block."""
+    reply = Reply.open(settings)
+    try:
+        yield reply
+    finally:
+        reply.close()
+
+
+def run(settings: Settings, stop: threading.Event) -> None:
+    """Run the role until `stop`: one loop that classifies, and one a destination that delivers."""
+    with opened(settings) as reply:
+        senders = [
+            threading.Thread(target=daemon.run, args=(partial(reply.deliver_step, pacs), stop), name=f"deliver-{pacs.name}")
+            for pacs in settings.pacs
+        ]
+        for sender in senders:
+            sender.start()
+        event(log, "replying", destinations=[pacs.name for pacs in settings.pacs], answers_on=reply.answers_on())
+        try:
+            daemon.run(reply.step, stop, heartbeat=reply.beat)
+        finally:
+            stop.set()
+            for sender in senders:
+                sender.join()
