@@ -1,0 +1,38 @@
+#!/bin/sh
+# Installs the Debian packages that the tests and the demo use, where this user may; otherwise says what is missing.
+# Never fails for lack of them: without Orthanc the demo brings a PACS of its own, and tests that need a tool are skipped.
+set -u
+
+wanted=""
+need() { # need PACKAGE COMMAND: the package is wanted when the command is not there
+    command -v "$2" >/dev/null 2>&1 || wanted="$wanted $1"
+}
+PATH="$PATH:/usr/sbin:/sbin"
+python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || wanted="$wanted python3-venv"
+need dcmtk storescu
+need orthanc Orthanc
+dicomweb=$(find /usr/share/orthanc/plugins /usr/lib/orthanc /usr/local/share/orthanc -name 'libOrthancDicomWeb*' 2>/dev/null | head -n 1)
+[ -n "$dicomweb" ] || wanted="$wanted orthanc-dicomweb"
+[ -n "$wanted" ] || exit 0
+
+root=""
+if [ "$(id -u)" -ne 0 ]; then
+    if command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null; then root="sudo -n"; else root="no"; fi
+fi
+if [ "$root" = no ] || ! command -v apt-get >/dev/null 2>&1; then
+    echo "Not installed (no right to, or no Debian):$wanted. Osteon works without; install them to see and test all of it." >&2
+    exit 0
+fi
+
+echo "Installing Debian packages:$wanted"
+log=$(mktemp)
+export DEBIAN_FRONTEND=noninteractive
+if $root apt-get update -qq >"$log" 2>&1 && $root apt-get install -qq -y --no-install-recommends $wanted >>"$log" 2>&1; then
+    # Debian starts its own Orthanc after installing it; the demo and the tests start theirs, on ports of their own.
+    case "$wanted" in *orthanc*) $root systemctl disable --now orthanc >/dev/null 2>&1 || $root service orthanc stop >/dev/null 2>&1 || true ;; esac
+else
+    echo "apt-get could not install:$wanted. Osteon works without; the end of what it said:" >&2
+    tail -n 5 "$log" >&2
+fi
+rm -f "$log"
+exit 0

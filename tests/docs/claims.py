@@ -1,0 +1,153 @@
+"""What the documents claim, compared with what is so. Run by `make check`; each claim is a test of test_docs.py too.
+
+A claim is a function that gives its complaints, a line each; none means that the documents tell the truth.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+ROOT = Path(__file__).resolve().parents[2]
+Claim = Callable[[], Iterator[str]]
+
+
+def pages() -> list[Path]:
+    """Give every page of documentation."""
+    return [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def make_targets_exist() -> Iterator[str]:
+    targets = set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8")))
+    for page in pages():
+        for target in re.findall(r"(?m)(?:`|^)make ([a-z-]+)", page.read_text("utf-8")):
+            if target not in targets:
+                yield f"{page.name}: `make {target}` is no target of the Makefile"
+
+
+def every_setting_is_in_the_shipped_file() -> Iterator[str]:
+    from node.settings import Settings, load
+
+    load(ROOT / "ae_config.toml")
+    text = (ROOT / "ae_config.toml").read_text("utf-8")
+    shipped = tomllib.loads(re.sub(r"(?m)^# (\[\[.*\]\]|[a-z_]+ = .*)$", r"\1", text))
+    yield from _missing(Settings, shipped, "")
+
+
+def _missing(model: Any, shipped: dict[str, Any], where: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        if name not in shipped:
+            yield f"ae_config.toml: {where}{name} is not there"
+            continue
+        inner = get_args(field.annotation)[0] if get_origin(field.annotation) is list else field.annotation
+        if hasattr(inner, "model_fields"):
+            values = shipped[name]
+            yield from _missing(inner, values[0] if isinstance(values, list) else values, f"{where}{name}.")
+
+
+def every_verb_has_help() -> Iterator[str]:
+    for words, command in verbs():
+        if not (command.help or "").strip():
+            yield f"osteon {' '.join(words)}: has no help"
+        for option in command.params:
+            if option.name not in ("help", "config") and not (getattr(option, "help", None) or "").strip():
+                yield f"osteon {' '.join(words)}: {option.name} has no help"
+
+
+def every_command_that_is_named_exists() -> Iterator[str]:
+    known = {words for words, _ in verbs()}
+    groups = {words[:1] for words in known if len(words) > 1}
+    for page in pages():
+        for named in re.findall(r"`osteon ([a-z]+(?: [a-z]+)?)", page.read_text("utf-8")):
+            words = tuple(named.split())
+            if words not in known and words[:1] not in known - groups and words not in groups:
+                yield f"{page.name}: `osteon {named}` does not exist"
+
+
+def verbs() -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Walk the command line: words and command of each verb."""
+    import typer
+
+    from node.__main__ import build
+
+    yield from _walk((), typer.main.get_command(build()))
+
+
+def _walk(words: tuple[str, ...], command: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if words:
+        yield words, command
+    for name, inner in sorted(getattr(command, "commands", {}).items()):
+        yield from _walk((*words, name), inner)
+
+
+def the_version_is_the_newest_heading() -> Iterator[str]:
+    import node
+
+    newest = re.search(r"(?m)^## (\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"))
+    if newest is None or newest[1] != node.__version__:
+        yield f"CHANGELOG.md: the newest heading is not {node.__version__}"
+
+
+def links_lead_somewhere() -> Iterator[str]:
+    for page in pages():
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8")):
+            if "://" not in link and not (page.parent / link).exists():
+                yield f"{page.relative_to(ROOT)}: the link {link} leads nowhere"
+
+
+def files_that_are_named_exist() -> Iterator[str]:
+    for page in pages():
+        for path in re.findall(r"`((?:node|models|training|tests|deploy|docs)/[\w./-]+\.(?:py|sh|csv|toml|md))`", page.read_text("utf-8")):
+            if not (ROOT / path).exists():
+                yield f"{page.relative_to(ROOT)}: there is no {path}"
+
+
+def nothing_names_a_machine() -> Iterator[str]:
+    """No path of somebody's machine, no host of a package registry: what is cloned elsewhere works there."""
+    forbidden = re.compile(r"(?<![\w.~<])/(?:work|root|home|Users)/\w|/opt/(?:pypi|wheels)|\bpypi\.(?:org|python)|files\.pythonhosted|index-url")
+    for path in tracked():
+        try:
+            text = path.read_text("utf-8")
+        except (UnicodeDecodeError, FileNotFoundError, IsADirectoryError):
+            continue
+        for number, line in enumerate(text.splitlines(), start=1):
+            if path != Path(__file__) and forbidden.search(line):
+                yield f"{path.relative_to(ROOT)}:{number}: names a machine or a registry: {line.strip()[:80]}"
+
+
+def tracked() -> list[Path]:
+    """Give the files of the project; none outside a clone."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return [ROOT / name for name in listed.stdout.split("\0") if name]
+
+
+CLAIMS: tuple[Claim, ...] = (
+    make_targets_exist,
+    every_setting_is_in_the_shipped_file,
+    every_verb_has_help,
+    every_command_that_is_named_exists,
+    the_version_is_the_newest_heading,
+    links_lead_somewhere,
+    files_that_are_named_exist,
+    nothing_names_a_machine,
+)
+
+
+def main() -> int:
+    """Print every complaint; 1 when there is one."""
+    complaints = [complaint for claim in CLAIMS for complaint in claim()]
+    for complaint in complaints:
+        print(complaint)
+    print(f"docs: {len(CLAIMS)} claims compared, {len(complaints)} complaints")
+    return bool(complaints)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

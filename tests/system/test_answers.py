@@ -1,0 +1,303 @@
+"""What is answered, what is not, and what comes back: the whole node in one process, with a PACS that speaks DICOM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from pydicom import dcmread
+from pydicom.dataset import Dataset, FileDataset
+from roles import hand_in
+from studies import born, study
+from tiny_model import promote_tiny
+
+from node import settings as site_settings
+from node.commands.init import init_site
+from node.demo.pacs import Pacs
+from node.keep.records import Abstention, DeliveryState, StudyState
+from node.receive.intake import Intake, Taken
+from node.reply import respond
+from node.reply.respond import Reply
+from node.settings import Settings
+
+
+@dataclass
+class World:
+    """A site, its PACS, and its two doors held open."""
+
+    settings: Settings
+    pacs: Pacs
+    intake: Intake
+    reply: Reply
+
+    def send(self, *images: Dataset, called: str = "OSTEON", calling: str = "SENDER") -> list[Taken]:
+        return [hand_in(self.intake, image, called=called, calling=calling) for image in images]
+
+    def work(self) -> None:
+        """Let the replier do all there is to do now."""
+        busy = True
+        while busy:
+            busy = self.reply.step()
+            for pacs in self.settings.pacs:
+                busy = self.reply.deliver_step(pacs) or busy
+
+    def state(self, image: Dataset) -> StudyState:
+        found = self.reply.catalogue.studies.get(self.intake.keys.uid(image.StudyInstanceUID))
+        assert found is not None
+        return found.state
+
+    def reports(self, image: Dataset | None = None) -> list[FileDataset]:
+        """Give the SRs in the PACS (of the study of `image`), one an instance UID, in the order they came."""
+        read = [dcmread(path) for path in self.pacs.received]
+        srs = {one.SOPInstanceUID: one for one in read if one.Modality == "SR"}
+        return [one for one in srs.values() if image is None or one.StudyInstanceUID == image.StudyInstanceUID]
+
+    @property
+    def models(self) -> Path:
+        return self.settings.storage.root / "models"
+
+
+@pytest.fixture
+def pacs(tmp_path: Path) -> Iterator[Pacs]:
+    with Pacs(tmp_path / "pacs", callers=["OSTEON"]) as running:
+        yield running
+
+
+def site_of(folder: Path, destinations: list[tuple[str, int, str]], **pieces: object) -> Settings:
+    """Write a site whose results go to `destinations` (name, port, AE title)."""
+    config = init_site(
+        folder,
+        node={"port": 0, "callers": [{"ae_title": "SENDER", "networks": ["127.0.0.0/8"], "purpose": "answer"}]},
+        pacs=[
+            {"name": name, "ae_title": title, "host": "127.0.0.1", "port": port, "timeout_s": 3.0}
+            for name, port, title in destinations
+        ],
+        completion={"quiet_s": 0.0},
+        delivery={"retry_first_s": 0.05, "retry_max_s": 0.1},
+        **pieces,
+    )
+    return site_settings.load(config)
+
+
+@pytest.fixture
+def world(tmp_path: Path, pacs: Pacs) -> Iterator[World]:
+    settings = site_of(tmp_path / "site", [("main", pacs.port, pacs.ae_title)])
+    with ExitStack() as stack:
+        intake = Intake.open(settings)
+        stack.callback(intake.close)
+        yield World(settings, pacs, intake, stack.enter_context(respond.opened(settings)))
+
+
+def test_a_study_is_answered_in_its_own_study_of_its_own_patient(world: World) -> None:
+    promote_tiny(world.models)
+    images = study(patient=1, images=2, PatientName="SECRET^NAME")
+    world.send(*images)
+    world.work()
+    assert world.state(images[0]) is StudyState.DELIVERED
+    (report,) = world.reports()
+    for keyword in ("StudyInstanceUID", "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber"):
+        assert report[keyword].value == images[0][keyword].value, keyword
+    referenced = {
+        item.ReferencedSOPInstanceUID
+        for series in report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
+        for item in series.ReferencedSOPSequence
+    }
+    assert referenced == {image.SOPInstanceUID for image in images}
+
+
+def test_a_first_champion_over_a_hundred_learned_studies_sends_nothing(world: World) -> None:
+    learned = [study(patient=number, images=1)[0] for number in range(1, 101)]
+    world.send(*learned, called="OSTEON_LEARN")
+    world.work()
+    promote_tiny(world.models)
+    world.work()
+    assert {world.state(image) for image in learned} == {StudyState.LEARNED}
+    assert world.reports() == []
+    assert world.reply.catalogue.deliveries.list() == []
+
+
+def test_a_learned_study_sent_again_to_be_answered_is_answered(world: World) -> None:
+    """Even when every instance of it is known already."""
+    promote_tiny(world.models)
+    images = study(patient=1)
+    world.send(*images, called="OSTEON_LEARN")
+    world.work()
+    assert world.state(images[0]) is StudyState.LEARNED
+    world.send(*images)
+    world.work()
+    assert len(world.reports(images[0])) == 1
+
+
+def test_without_a_model_a_study_waits_and_is_answered_once_there_is_one(world: World) -> None:
+    images = study(patient=1)
+    world.send(*images)
+    world.work()
+    assert world.state(images[0]) is StudyState.WAITING
+    promote_tiny(world.models)
+    world.work()
+    assert len(world.reports(images[0])) == 1
+
+
+def test_results_that_come_back_ten_times_still_count_one(world: World) -> None:
+    promote_tiny(world.models)
+    images = study(patient=1)
+    world.send(*images)
+    world.work()
+    (report,) = world.reports()
+    for _ in range(10):
+        assert world.send(report) == [Taken.OURS]
+        world.work()
+    assert len(world.reports()) == 1
+    assert world.reply.catalogue.instances.count() == len(images)
+    assert world.state(images[0]) is StudyState.DELIVERED
+
+
+def test_images_sent_again_after_the_answer_change_nothing(world: World) -> None:
+    promote_tiny(world.models)
+    images = study(patient=1)
+    for _ in range(3):
+        world.send(*images)
+        world.work()
+    assert len(world.reports()) == 1
+
+
+def test_a_late_image_leads_to_a_revised_report_that_names_its_predecessor(world: World) -> None:
+    promote_tiny(world.models)
+    images = study(patient=1, images=3)
+    world.send(*images[:2])
+    world.work()
+    world.send(images[2])
+    world.work()
+    first, second = world.reports()
+    (earlier,) = second.PredecessorDocumentsSequence
+    named = earlier.ReferencedSeriesSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+    assert named == first.SOPInstanceUID
+    assert second.SeriesInstanceUID != first.SeriesInstanceUID
+
+
+def test_a_new_champion_is_picked_up_and_answers_nothing_again(world: World) -> None:
+    promote_tiny(world.models, slope=4.0)
+    before, after = study(patient=1), study(patient=2)
+    world.send(*before)
+    world.work()
+    version = promote_tiny(world.models, slope=3.0)
+    world.work()
+    assert len(world.reports()) == 1, "a promotion re-answers nothing"
+    world.send(*after)
+    world.work()
+    assert world.reply.model is not None
+    assert world.reply.model.version == version
+    assert len(world.reports(after[0])) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"age": 40}, Abstention.ADULT),
+        ({"PatientBirthDate": "", "PatientAge": ""}, Abstention.AGE_UNKNOWN),
+        ({"BodyPartExamined": "CHEST"}, Abstention.BODY_PART),
+    ],
+)
+def test_what_the_model_is_not_for_gets_a_coded_not_applicable(
+    world: World, changed: dict[str, object], reason: Abstention
+) -> None:
+    promote_tiny(world.models)
+    images = study(patient=1, **changed)
+    world.send(*images)
+    world.work()
+    (report,) = world.reports()
+    assert "NOT APPLICABLE" in report.SeriesDescription
+    result = world.reply.catalogue.results.latest(world.intake.keys.uid(images[0].StudyInstanceUID))
+    assert result is not None
+    assert result.findings.abstention is reason
+    assert result.findings.probabilities is None
+
+
+def test_a_study_of_another_modality_is_quarantined_and_told_so(world: World) -> None:
+    promote_tiny(world.models)
+    image = study(patient=1, images=1)[0]
+    image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+    image.Modality = "OT"
+    assert world.send(image) == [Taken.HELD]
+    world.work()
+    (report,) = world.reports()
+    assert "NOT APPLICABLE" in report.SeriesDescription
+    assert world.reply.catalogue.instances.count() == 0
+
+
+def test_paused_answers_are_scored_and_leave_only_when_resumed(world: World) -> None:
+    promote_tiny(world.models)
+    now = respond._now()
+    world.reply.catalogue.roles.set_flag("answers", "paused", by="it", reason="first weeks", now=now)
+    images = study(patient=1)
+    world.send(*images)
+    world.work()
+    assert world.state(images[0]) is StudyState.INFERRED
+    assert world.reports() == []
+    world.reply.catalogue.roles.set_flag("answers", "on", by="it", reason="trusted", now=now)
+    world.work()
+    assert len(world.reports()) == 1
+
+
+def test_what_nobody_answered_in_time_expires_and_is_answered_only_by_hand(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = study(patient=1)
+    world.send(*images)
+    world.work()
+    promote_tiny(world.models)
+    later = respond._now() + timedelta(hours=world.settings.completion.answer_within_h + 1)
+    monkeypatch.setattr(respond, "_now", lambda: later)
+    world.work()
+    assert world.state(images[0]) is StudyState.EXPIRED
+    assert world.reports() == []
+    uid = world.intake.keys.uid(images[0].StudyInstanceUID)
+    world.reply.catalogue.studies.reopen(uid, by="dr", reason="asked by phone", now=later)
+    world.work()
+    assert len(world.reports()) == 1
+
+
+def test_a_dead_pacs_never_blocks_another(tmp_path: Path, pacs: Pacs, free_port: Callable[[], int]) -> None:
+    settings = site_of(tmp_path / "site", [("gone", free_port(), "GONE"), ("main", pacs.port, pacs.ae_title)])
+    promote_tiny(settings.storage.root / "models")
+    images = study(patient=1)
+    with respond.opened(settings) as reply:
+        intake = Intake.open(settings)
+        world = World(settings, pacs, intake, reply)
+        world.send(*images)
+        while reply.step():
+            pass
+        for destination in settings.pacs:
+            reply.deliver_step(destination)
+        intake.close()
+        assert len(world.reports()) == 1
+        states = {row.destination: row.state for row in reply.catalogue.deliveries.list()}
+        assert states == {"gone": DeliveryState.PENDING, "main": DeliveryState.SENT}
+        assert world.reply.catalogue.studies.by_state()[StudyState.DELIVERING] == 1
+
+
+def test_a_result_is_held_when_the_pacs_names_another_patient(world: World, tmp_path: Path) -> None:
+    promote_tiny(world.models)
+    images = study(patient=1)
+    merged = study(patient=1, PatientID="SOMEBODY-ELSE")[0]
+    world.pacs.put(merged)
+    world.send(*images)
+    world.work()
+    assert world.reports() == []
+    (row,) = world.reply.catalogue.deliveries.list()
+    assert row.state is DeliveryState.HELD
+    assert "patient" in row.reason
+    assert "SOMEBODY-ELSE" not in row.reason
+
+
+def test_corrected_demographics_reach_the_next_report(world: World) -> None:
+    promote_tiny(world.models)
+    images = study(patient=1, images=3)
+    world.send(*images[:2])
+    world.work()
+    corrected = study(patient=1, images=3, PatientName="Right^Name", PatientBirthDate=born(11))[2]
+    world.send(corrected)
+    world.work()
+    assert world.reports()[-1].PatientName == "Right^Name"

@@ -1,0 +1,134 @@
+"""What starts a training run: `python -m training --config FILE [--recipe NAME] [--run ID]`, and torchrun in the same way.
+
+In: the settings file. Out: progress on stderr (a bar with the time left on a terminal, else one plain line an epoch), the
+decision on stdout, an exit code (0 whatever the gate says, 2 for an error that stays, 75 for one to try again).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from models.errors import OsteonError, Retriable
+from node import logs
+from node.errors import NotFound
+from node.settings import load
+from training import cycle
+from training.finetune import Epoch
+from training.recipe import named
+
+EXIT_FINAL = 2
+EXIT_RETRIABLE = 75  # EX_TEMPFAIL of sysexits.h
+
+
+def train(config: Path, recipe: str = "", continued: str = "") -> None:
+    """Run or continue one training run, and print what it came to."""
+    settings = load(config)
+    console = Console(stderr=True)
+    logs.configure(stream=sys.stderr, level=logging.WARNING if console.is_terminal else logging.INFO)
+    chosen = named(recipe or (_recipe_of(settings.storage.root / "runs", continued) if continued else settings.training.recipe))
+    progress: Bar | Lines = Bar(console) if console.is_terminal else Lines()
+    with progress:
+        outcome = cycle.run(settings, chosen, now=lambda: datetime.now(UTC), run_id=continued, progress=progress)
+    say = sys.stdout.write
+    say(f"gate     {outcome.decision}: {outcome.words}\n")
+    say(f"version  {outcome.version}\n")
+    if outcome.by_hand:
+        say(f"by hand  {outcome.by_hand}\n")
+    say(f"report   {outcome.folder / 'report.html'}\n")
+
+
+class Bar(cycle.Progress):
+    """A bar with the time left, for a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (
+            TextColumn("{task.description:28}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self._bars = Bars(*columns, console=console)
+        self._task = self._bars.add_task("opening the catalogue", total=None)
+
+    def __enter__(self) -> Bar:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._bars.stop()
+
+    def stage(self, what: str, total: int = 0) -> None:
+        """Start a bar of its own for the stage, and fill the one before."""
+        done = self._bars.tasks[self._task].completed
+        self._bars.update(self._task, total=done or 1, completed=done or 1)
+        self._task = self._bars.add_task(what, total=total or None)
+
+    def advance(self, done: int) -> None:
+        """Move the bar."""
+        self._bars.update(self._task, completed=done)
+
+    def epoch(self, fit: str, line: Epoch) -> None:
+        """Say in the bar's text which fit runs, and how well."""
+        loss = line.train_loss if line.validation_loss is None else line.validation_loss
+        self._bars.update(self._task, description=f"training {fit}, loss {loss:.3f}")
+
+
+class Lines(cycle.Progress):
+    """Plain lines, for a pipe or a log."""
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        sys.stderr.flush()
+
+    def stage(self, what: str, total: int = 0) -> None:
+        """Name the stage."""
+        self._say(what + (f" ({total})" if total else ""))
+
+    def epoch(self, fit: str, line: Epoch) -> None:
+        """Write one line an epoch."""
+        validated = "" if line.validation_loss is None else f", validation loss {line.validation_loss:.4f}"
+        best = ", best so far" if line.best and validated else ""
+        self._say(f"{fit}, epoch {line.epoch}: training loss {line.train_loss:.4f}{validated}{best}, {line.seconds:.1f} s")
+
+    @staticmethod
+    def _say(text: str) -> None:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def _recipe_of(runs: Path, run: str) -> str:
+    """Say by which recipe a run was started."""
+    file = runs / Path(run).name / "run.json"
+    if not file.is_file():
+        raise NotFound(f"there is no run {run!r} to continue; `osteon train list` shows what there is")
+    return str(json.loads(file.read_bytes())["recipe"])
+
+
+def main() -> None:
+    """Read the command line; an error of Osteon is one line and an exit code."""
+    parser = argparse.ArgumentParser(prog="python -m training", description="One training run.")
+    parser.add_argument("--config", type=Path, default=Path("ae_config.toml"), help="the site's settings")
+    parser.add_argument("--recipe", default="", help="default: [training] recipe")
+    parser.add_argument("--run", default="", help="continue this run")
+    given = parser.parse_args()
+    try:
+        train(given.config, given.recipe, given.run)
+    except OsteonError as error:
+        sys.stderr.write(f"osteon: {error}\n")
+        sys.exit(EXIT_RETRIABLE if isinstance(error, Retriable) else EXIT_FINAL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""What a run learns from and is judged by: a frozen, digested list of images.
+
+In: the catalogue's images and labels, the cache. Out: the training list and the locked list, apart, and for every image that
+is in neither the reason. Locked patients must never be in the training list; nothing of a patient but pseudonym, age and sex
+is read here. Images that do not train (docs/design.md, promise 14): without a label, with labels that contradict each other, on
+or after the day of the patient's first treatment, blank, unreadable, the same picture twice, or outside what the node answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import Final
+from node.keep.cache import NO_ROW, Cache
+from node.keep.records import Label, TrainingImage
+from training.recipe import Recipe, uniforms
+
+
+class NotEnough(Final):
+    """There are too few labelled patients for a run."""
+
+
+class CorpusChanged(Final):
+    """An image of the frozen corpus is not what it was; start a new run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """An image that may be used as far as header and labels tell; its pixels were not looked at yet."""
+
+    image: TrainingImage
+    target: int
+    """Index of the class."""
+    treated_on: str
+    """First treatment of the patient (YYYYMMDD, shifted as the archive's dates are), empty when none is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image of the frozen list."""
+
+    sop_uid: str
+    study_uid: str
+    pid: str
+    target: int
+    age_years: int | None
+    sex: str
+    digest: str
+    """SHA-256 of the decoded picture."""
+    mean: float
+    spread: float
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """The frozen lists of one run, each sorted by UID."""
+
+    training: tuple[Sample, ...]
+    locked: tuple[Sample, ...]
+    left_out: Mapping[str, int]
+    """Images by the reason they are in neither list."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the training list."""
+        return _digest([asdict(sample) for sample in self.training])
+
+    @property
+    def label_digest(self) -> str:
+        """SHA-256 of the labels of the training list."""
+        return _digest([[sample.sop_uid, sample.target] for sample in self.training])
+
+    @property
+    def patients(self) -> tuple[str, ...]:
+        """Pseudonyms in the training list, sorted."""
+        return tuple(sorted({sample.pid for sample in self.training}))
+
+    def to_plain(self) -> dict[str, Any]:
+        """Give everything as plain values, with the digests beside it."""
+        return asdict(self) | {"digest": self.digest, "label_digest": self.label_digest}
+
+    @classmethod
+    def from_plain(cls, raw: Mapping[str, Any]) -> Corpus:
+        """Read back what `to_plain` gave; a list that was edited is refused."""
+        training, locked = (tuple(Sample(**sample) for sample in raw[name]) for name in ("training", "locked"))
+        corpus = cls(training, locked, raw["left_out"])
+        if corpus.digest != raw["digest"]:
+            raise CorpusChanged("the frozen corpus list of this run was changed; start a new run")
+        return corpus
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Which patients one fold is validated and tested on; it trains on the others."""
+
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+def choose(images: Iterable[TrainingImage], labels: Iterable[Label], recipe: Recipe) -> tuple[list[Chosen], Counter[str]]:
+    """Pick the images that header and labels allow; count the others by reason."""
+    classes = {label.name: index for index, label in enumerate(recipe.classes)}
+    told, treated = _labels(labels)
+    chosen, left_out = [], Counter[str]()
+    for image in images:
+        said = told.get(image.sop_uid) or told.get(image.study_uid) or set()
+        if reason := _unfit(image, said, classes, recipe):
+            left_out[reason] += 1
+        else:
+            chosen.append(Chosen(image, classes[next(iter(said))], treated.get(image.pid, "")))
+    return chosen, left_out
+
+
+def freeze(chosen: Iterable[Chosen], left_out: Mapping[str, int], cache: Cache, recipe: Recipe) -> Corpus:
+    """Look at the pictures of the chosen images and write the lists that the run is bound to."""
+    counted = Counter(left_out)
+    kept: list[tuple[Chosen, Sample]] = []
+    for one in chosen:
+        row = cache.get(one.image.sop_uid)
+        if row is None or row.row == NO_ROW:
+            counted["unreadable"] += 1
+        elif row.spread < recipe.blank_below:
+            counted["blank or nearly so"] += 1
+        elif one.treated_on and not row.taken_on:
+            counted["first treatment known, date of the image not"] += 1
+        elif one.treated_on and row.taken_on >= one.treated_on:
+            counted["on or after the day of first treatment"] += 1
+        else:
+            image = one.image
+            sample = Sample(
+                sop_uid=image.sop_uid,
+                study_uid=image.study_uid,
+                pid=image.pid,
+                target=one.target,
+                age_years=image.age_years,
+                sex=image.sex,
+                digest=row.digest,
+                mean=row.mean,
+                spread=row.spread,
+            )
+            kept.append((one, sample))
+    unique = _without_duplicates(kept, counted)
+    return Corpus(
+        training=tuple(sample for one, sample in unique if not one.image.locked),
+        locked=tuple(sample for one, sample in unique if one.image.locked),
+        left_out=dict(sorted(counted.items())),
+    )
+
+
+def require_enough(corpus: Corpus, recipe: Recipe) -> None:
+    """Refuse a run whose classes cannot fill the folds.
+
+    Raises
+    ------
+    NotEnough
+        With the patients of each class, what was left out, and what to do.
+    """
+    counts = _patients_by_class(corpus.training, recipe)
+    if min(counts.values()) >= recipe.folds:
+        return
+    locked = _patients_by_class(corpus.locked, recipe)
+    have = ", ".join(f"{name} {count} (and {locked[name]} locked)" for name, count in counts.items())
+    out = "; ".join(f"{reason}: {count}" for reason, count in corpus.left_out.items()) or "none"
+    raise NotEnough(
+        f"recipe {recipe.name} needs {recipe.folds} labelled patients outside the locked set in each class; there are: {have}. "
+        f"Images left out: {out}. Import labels with `osteon labels import FILE` (classes: {', '.join(counts)})"
+    )
+
+
+def make_folds(samples: Sequence[Sample], recipe: Recipe) -> list[Fold]:
+    """Deal the patients of each class over the folds; fold i is tested on part i and validated on part i + 1."""
+    class_of = {sample.pid: sample.target for sample in sorted(samples, key=lambda sample: sample.target in recipe.urgent)}
+    parts: list[list[str]] = [[] for _ in range(recipe.folds)]
+    dealt = 0
+    for index in range(len(recipe.classes)):
+        patients = sorted(pid for pid, target in class_of.items() if target == index)
+        for _, pid in sorted(zip(uniforms(recipe.seed, "fold", 0, patients)[:, 0], patients, strict=True)):
+            parts[dealt % recipe.folds].append(pid)
+            dealt += 1
+    whole = [tuple(sorted(part)) for part in parts]
+    return [Fold(validation=whole[(index + 1) % recipe.folds], test=whole[index]) for index in range(recipe.folds)]
+
+
+def pictures(samples: Sequence[Sample], cache: Cache) -> NDArray[np.uint8]:
+    """Read the decoded pictures (n, size, size) and hold each against the frozen list.
+
+    Raises
+    ------
+    CorpusChanged
+        A picture is gone or another one.
+    """
+    known = [cache.get(sample.sop_uid) for sample in samples]
+    if any(row is None or row.digest != sample.digest for row, sample in zip(known, samples, strict=True)):
+        raise CorpusChanged
+    rows = cache.pixels([sample.sop_uid for sample in samples])
+    if any(hashlib.sha256(row.tobytes()).hexdigest() != sample.digest for row, sample in zip(rows, samples, strict=True)):
+        raise CorpusChanged("the cache does not hold the pictures of the frozen list; delete the cache and start again")
+    return rows
+
+
+def _labels(labels: Iterable[Label]) -> tuple[dict[str, set[str]], dict[str, str]]:
+    """Give the labels by image or study UID, and each patient's first treatment."""
+    told: dict[str, set[str]] = {}
+    treated: dict[str, str] = {}
+    for label in labels:
+        told.setdefault(label.sop_uid or label.study_uid, set()).add(label.label)
+        if label.first_treatment_on:
+            day = label.first_treatment_on.replace("-", "")
+            treated[label.pid] = min(day, treated.get(label.pid, day))
+    return told, treated
+
+
+def _unfit(image: TrainingImage, said: set[str], classes: Mapping[str, int], recipe: Recipe) -> str:
+    """Say why header or labels rule an image out, empty when they do not."""
+    if not said:
+        return "no label"
+    if len(said) > 1:
+        return "labels that contradict each other"
+    if not said <= classes.keys():
+        return f"label {next(iter(said))!r} is no class of the recipe"
+    if image.modality not in recipe.modalities:
+        return "other modality"
+    if image.age_years is None:
+        return "age unknown"
+    if image.age_years >= recipe.max_age:
+        return "adult"
+    if image.body_part and image.body_part not in recipe.body_parts:
+        return "other body part"
+    return ""
+
+
+def _without_duplicates(kept: Sequence[tuple[Chosen, Sample]], counted: Counter[str]) -> list[tuple[Chosen, Sample]]:
+    """Keep each picture once: that of a locked patient first; none when the copies carry different labels."""
+    copies: dict[str, list[tuple[Chosen, Sample]]] = {}
+    for pair in sorted(kept, key=lambda pair: (not pair[0].image.locked, pair[1].sop_uid)):
+        copies.setdefault(pair[1].digest, []).append(pair)
+    unique = []
+    for same in copies.values():
+        if len({sample.target for _, sample in same}) > 1:
+            counted["the same picture under different labels"] += len(same)
+            continue
+        unique.append(same[0])
+        if len(same) > 1:
+            counted["the same picture again"] += len(same) - 1
+    return sorted(unique, key=lambda pair: pair[1].sop_uid)
+
+
+def _patients_by_class(samples: Sequence[Sample], recipe: Recipe) -> dict[str, int]:
+    return {
+        label.name: len({sample.pid for sample in samples if sample.target == index})
+        for index, label in enumerate(recipe.classes)
+    }
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,709 @@
+"""One training run: corpus -> folds -> fine-tuning -> refit -> export -> evaluation -> gate -> shelf.
+
+In: the site's settings and a recipe. Out: a run folder, a new version on the shelf, and a written decision; the version goes into
+service only when the gate says `promote`. Every step leaves its result in the run folder and is skipped when it is there, so a
+killed run continues in its folder and ends as if it had never stopped. Below `<root>/runs/<id>/`::
+
+    run.json          what the run is bound to: recipe, device, threads, versions; obeyed when it goes on
+    corpus.json       the frozen lists of images with their digest; folds.json: who is tested and validated where
+    metrics.jsonl     one line an epoch; fits/: logits of each fold, weights of the refit
+    model.onnx, reference.npz, parity.json
+    evaluation.json   figures with intervals; predictions.json: what was said of each study
+    decision.json     what the gate says, in words, and what a person may do
+    *.png, report.html
+
+All files have mode 0600. Locked patients are read in `_evaluate` alone, and every look is counted in `<root>/models/looks.jsonl`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from statistics import median_low
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models import durable
+from models.card import Card, Metric, corpus_file, sha256
+from models.errors import Final, OsteonError
+from models.networks import Network, build, start_weights
+from models.preprocess import Preprocessing
+from models.reference import Reference
+from models.registry import Registry
+from models.runtime import Model, physical_cores
+from node import __version__
+from node.errors import NotFound
+from node.keep.archive import Archive
+from node.keep.cache import Cache
+from node.keep.catalogue import Catalogue
+from node.logs import event, safe_message
+from node.settings import Settings
+from training import checkpoint, corpus, evaluate, export, finetune, pages, promote
+from training.corpus import Corpus, Fold, Sample
+from training.evaluate import Predictions
+from training.finetune import Epoch, Pictures
+from training.recipe import Recipe, seed_for
+
+log = logging.getLogger("osteon.training")
+
+OUT_OF_FOLD = "out of fold"
+LOCKED = "locked patients"
+PROVEN_ON = 64
+"""Pictures on which file and network are held against each other, or somewhat more."""
+
+
+class Busy(Final):
+    """Another process works on this run."""
+
+
+class OtherRun(Final):
+    """The run was started with something else; start a new one."""
+
+
+class Progress:
+    """What a run tells while it goes; this one says nothing."""
+
+    def stage(self, what: str, total: int = 0) -> None:
+        """Say that a stage of `total` units begins."""
+
+    def advance(self, done: int) -> None:
+        """Say that `done` units of the stage are done."""
+
+    def epoch(self, fit: str, line: Epoch) -> None:
+        """Say that an epoch is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run came to."""
+
+    run: str
+    folder: Path
+    version: str
+    decision: str
+    words: str
+    by_hand: str
+
+
+def run(
+    settings: Settings,
+    recipe: Recipe,
+    *,
+    now: Callable[[], datetime],
+    run_id: str = "",
+    progress: Progress | None = None,
+) -> Outcome:
+    """Make one model by `recipe`, or continue the run `run_id`.
+
+    Raises
+    ------
+    NotEnough
+        There are too few labelled patients; the message names them by class.
+    NotFound, OtherRun, Busy
+        There is no such run, it was started with another recipe, or another process works on it.
+    Diverged, NotTheSame, CorpusChanged
+        The run cannot come to a model; nothing is shelved.
+    """
+    with Catalogue.open(settings.storage.catalogue) as catalogue:
+        cycle = _Cycle(settings, recipe, catalogue, now, progress or Progress())
+        with cycle.begun(run_id):
+            frozen = cycle.corpus()
+            folds = cycle.folds(frozen)
+            out_of_fold, temperature, epochs = cycle.cross_validate(frozen, folds)
+            network = cycle.refit(frozen, epochs)
+            cycle.export(network, frozen)
+            figures = cycle.evaluate(network, frozen, folds, out_of_fold, temperature)
+            decision = cycle.judge(frozen, figures, temperature, epochs)
+            cycle.report(frozen, figures, decision)
+            return cycle.done(decision)
+
+
+class _Cycle:
+    """The steps of one run, in the order of `run`; each reads its result when it is there."""
+
+    def __init__(
+        self, settings: Settings, recipe: Recipe, catalogue: Catalogue, now: Callable[[], datetime], progress: Progress
+    ) -> None:
+        root = settings.storage.root
+        self.settings, self.recipe, self.catalogue, self.now, self.progress = settings, recipe, catalogue, now, progress
+        self.archive = Archive(root / "archive")
+        self.registry = Registry(root / "models")
+        self.cache = Cache(root / "cache", Preprocessing(recipe.size_px))
+        self.root = root
+        self.folder = root / "runs"
+        self.bound: dict[str, Any] = {}
+
+    # --- the run and its folder -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def begun(self, run_id: str) -> Iterator[None]:
+        """Open the run's folder, alone, and keep the row of the catalogue up to date."""
+        runs = self.root / "runs"
+        if run_id and (Path(run_id).name != run_id or not (runs / run_id / "run.json").is_file()):
+            raise NotFound(f"there is no run {run_id!r} to continue; `osteon train list` shows what there is")
+        self.folder = runs / (run_id or _new_id(runs, self.now(), self.recipe.name))
+        durable.make_folder(self.folder)
+        with open(self.folder / "lock", "w", encoding="ascii") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Busy(f"another process works on run {self.folder.name}") from None
+            self.bound = self._step("run.json", self._bind)
+            if self.bound["recipe_digest"] != self.recipe.digest:
+                raise OtherRun(f"run {self.folder.name} was started with another recipe {self.bound['recipe']}; start a new run")
+            threads = torch.get_num_threads()
+            torch.set_num_threads(self.bound["threads"])
+            event(log, "training started", run=self.folder.name, recipe=self.recipe.name, device=self.bound["device"])
+            outcome = "interrupted"
+            try:
+                yield
+                outcome = ""
+            except OsteonError as error:
+                outcome = f"failed: {safe_message(error)}"
+                raise
+            finally:
+                torch.set_num_threads(threads)
+                if outcome:
+                    self._finish(outcome, "", "")
+
+    def _bind(self) -> dict[str, Any]:
+        """Write down what the run is bound to, before it begins."""
+        started = self.now()
+        return {
+            "id": self.folder.name,
+            "row": self.catalogue.runs.add("finetune", self.folder.name, started),
+            "started_at": started.isoformat(),
+            "recipe": self.recipe.name,
+            "recipe_digest": self.recipe.digest,
+            "expects": self.recipe.expects,
+            "seed": self.recipe.seed,
+            "device": _device(self.settings.training.device),
+            "threads": physical_cores(),
+            "code_version": __version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        }
+
+    def _step(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Give what a step left in its file, or let it make that now."""
+        file = self.folder / name
+        if not file.is_file():
+            self._write(name, (json.dumps(make(), indent=1) + "\n").encode())
+        found: dict[str, Any] = json.loads(file.read_bytes())
+        return found
+
+    def _write(self, name: str, data: bytes) -> None:
+        durable.write(self.folder / name, data, mode=0o600)
+
+    def _finish(self, outcome: str, version: str, decision: str) -> None:
+        self.catalogue.runs.finish(self.bound["row"], outcome=outcome, model_id=version, decision=decision, now=self.now())
+
+    # --- what to learn from -----------------------------------------------------------------------------------------------
+
+    def corpus(self) -> Corpus:
+        """Decode what is labelled, and freeze the lists."""
+        return Corpus.from_plain(self._step("corpus.json", self._freeze))
+
+    def _freeze(self) -> dict[str, Any]:
+        chosen, left_out = corpus.choose(self.catalogue.instances.for_training(), self.catalogue.labels.all(), self.recipe)
+        self.progress.stage("decoding images", len(chosen))
+        self.cache.build(
+            [one.image for one in chosen],
+            self.archive.read,
+            threads=self.bound["threads"],
+            progress=lambda done, _total: self.progress.advance(done),
+        )
+        frozen = corpus.freeze(chosen, left_out, self.cache, self.recipe)
+        corpus.require_enough(frozen, self.recipe)
+        event(
+            log,
+            "corpus frozen",
+            images=len(frozen.training),
+            patients=len(frozen.patients),
+            locked_images=len(frozen.locked),
+            left_out=dict(frozen.left_out),
+        )
+        return frozen.to_plain()
+
+    def folds(self, frozen: Corpus) -> list[Fold]:
+        """Deal the patients over the folds, or read how they were dealt."""
+        plain = self._step(
+            "folds.json", lambda: {"folds": [asdict(fold) for fold in corpus.make_folds(frozen.training, self.recipe)]}
+        )
+        return [Fold(tuple(fold["validation"]), tuple(fold["test"])) for fold in plain["folds"]]
+
+    def _pictures(self, samples: Sequence[Sample]) -> Pictures:
+        return Pictures(
+            torch.from_numpy(corpus.pictures(samples, self.cache)),
+            torch.tensor([sample.target for sample in samples], dtype=torch.int64),
+            tuple(sample.sop_uid for sample in samples),
+        )
+
+    # --- fine-tuning ------------------------------------------------------------------------------------------------------
+
+    def cross_validate(self, frozen: Corpus, folds: Sequence[Fold]) -> tuple[NDArray[np.float64], float, int]:
+        """Fit each fold; give calibrated logits (n, classes) out of fold, the temperature and the epochs of the final model.
+
+        Each fold is calibrated on its own validation patients; the final model, which has none, on all of them together.
+        """
+        self.progress.stage("training", self.recipe.epochs * (len(folds) + 1))
+        pictures = self._pictures(frozen.training)
+        calibrated = np.zeros((len(frozen.training), len(self.recipe.classes)))
+        validated, truths, best = [], [], []
+        for number, fold in enumerate(folds):
+            validation = [row for row, sample in enumerate(frozen.training) if sample.pid in fold.validation]
+            test = [row for row, sample in enumerate(frozen.training) if sample.pid in fold.test]
+            found = self._step(f"fits/fold-{number}.json", partial(self._fold, number, pictures, validation, test))
+            self.progress.advance(self.recipe.epochs * (number + 1))
+            truth = pictures.targets[validation].numpy()
+            calibrated[test] = np.array(found["test"]) / finetune.temperature(np.array(found["validation"]), truth)
+            validated.append(np.array(found["validation"]))
+            truths.append(truth)
+            best.append(int(found["best_epoch"]))
+        return calibrated, finetune.temperature(np.concatenate(validated), np.concatenate(truths)), median_low(best)
+
+    def _fold(self, number: int, pictures: Pictures, validation: Sequence[int], test: Sequence[int]) -> dict[str, Any]:
+        outside = set(validation) | set(test)
+        train = [row for row in range(len(pictures.ids)) if row not in outside]
+        fitted = finetune.fit(
+            self._fresh,
+            pictures.only(train),
+            pictures.only(validation),
+            self.recipe,
+            purpose=f"fold {number}",
+            epochs=self.recipe.epochs,
+            device=self.bound["device"],
+            on_epoch=self._journal(f"fold {number}", self.recipe.epochs * number),
+        )
+        said = {
+            name: finetune.predict(fitted.network, pictures.rows[rows], device=self.bound["device"])[0].tolist()
+            for name, rows in (("validation", list(validation)), ("test", list(test)))
+        }
+        return {"best_epoch": fitted.best_epoch, **said}
+
+    def refit(self, frozen: Corpus, epochs: int) -> Network:
+        """Fit the final model on everybody in the training list, for as many epochs as the folds found best."""
+        file = self.folder / "fits" / "refit.pt"
+        if not file.is_file():
+            fitted = finetune.fit(
+                self._fresh,
+                self._pictures(frozen.training),
+                None,
+                self.recipe,
+                purpose="refit",
+                epochs=epochs,
+                device=self.bound["device"],
+                on_epoch=self._journal("refit", self.recipe.epochs * self.recipe.folds),
+            )
+            checkpoint.save(fitted.network.cpu().state_dict(), file)
+        network = build(self.recipe.network, len(self.recipe.classes), "random")
+        network.load_state_dict(checkpoint.load(file))
+        return network.eval()
+
+    def _fresh(self) -> Network:
+        weights = self.root / "models" / "weights"
+        return build(self.recipe.network, len(self.recipe.classes), self.recipe.start, weights=weights)
+
+    def _journal(self, fit: str, done: int) -> Callable[[Epoch], None]:
+        """Give what writes one line an epoch to metrics.jsonl; lines of a fit that was killed are taken out first."""
+        file = self.folder / "metrics.jsonl"
+        lines = file.read_text().splitlines() if file.is_file() else []
+        kept = [line for line in lines if _fit_of(line) not in ("", fit)]
+        self._write("metrics.jsonl", "".join(f"{line}\n" for line in kept).encode())
+
+        def on_epoch(line: Epoch) -> None:
+            with open(file, "a", encoding="ascii") as out:
+                out.write(json.dumps({"fit": fit, **asdict(line)}) + "\n")
+            self.progress.epoch(fit, line)
+            self.progress.advance(done + line.epoch)
+
+        return on_epoch
+
+    # --- the file, and how good it is -------------------------------------------------------------------------------------
+
+    def export(self, network: Network, frozen: Corpus) -> None:
+        """Write the ONNX file, proven against torch on pictures of the corpus, and the reference of its features."""
+        self.progress.stage("exporting to ONNX")
+
+        def made() -> dict[str, Any]:
+            rows = torch.from_numpy(corpus.pictures(frozen.training, self.cache))
+            onnx = export.export(network, self.recipe.size_px)
+            proof = export.parity(onnx, network, rows[:: max(1, len(rows) // PROVEN_ON)])
+            _, features = finetune.predict(network, rows)
+            reference = Reference.fit(features, [sample.pid for sample in frozen.training], seed=self.recipe.seed)
+            self._write("model.onnx", onnx)
+            if reference is not None:
+                self._write("reference.npz", reference.to_bytes())
+            return asdict(proof) | {
+                "onnx_sha256": sha256(onnx),
+                "reference_sha256": sha256((self.folder / "reference.npz").read_bytes()) if reference is not None else "",
+            }
+
+        self._step("parity.json", made)
+
+    def evaluate(
+        self,
+        network: Network,
+        frozen: Corpus,
+        folds: Sequence[Fold],
+        out_of_fold: NDArray[np.float64],
+        temperature: float,
+    ) -> dict[str, Any]:
+        """Measure out of fold and, counted as one look, on the locked patients, with the trivial baselines beside."""
+        self.progress.stage("evaluating")
+        return self._step("evaluation.json", lambda: self._evaluate(network, frozen, folds, out_of_fold, temperature))
+
+    def _evaluate(
+        self,
+        network: Network,
+        frozen: Corpus,
+        folds: Sequence[Fold],
+        out_of_fold: NDArray[np.float64],
+        temperature: float,
+    ) -> dict[str, Any]:
+        seen = evaluate.by_study(frozen.training, out_of_fold, self.recipe.urgent)
+        baselines = {
+            name: evaluate.by_study(frozen.training, self._trivial_out_of_fold(frozen.training, folds, name), self.recipe.urgent)
+            for name in evaluate.BASELINES
+        }
+        figures: dict[str, Any] = {
+            OUT_OF_FOLD: self._measured(seen, OUT_OF_FOLD),
+            f"{OUT_OF_FOLD}, trivial baselines": self._baseline_figures(baselines, OUT_OF_FOLD),
+            "smaller_class": 0,
+            "champion": self.registry.champion(),
+            "incomparable": "",
+            "looks": 0,
+            LOCKED: {},
+            f"{LOCKED}, trivial baselines": {},
+            "against_baselines": {},
+            "against_champion": None,
+        }
+        predictions = {OUT_OF_FOLD: _plain(seen)}
+        if frozen.locked:
+            figures["looks"] = self._count_look(len({sample.pid for sample in frozen.locked}))
+            self._look(network, frozen, temperature, figures, predictions)
+        self._write("predictions.json", json.dumps(predictions, indent=1).encode())
+        return figures
+
+    def _look(
+        self,
+        network: Network,
+        frozen: Corpus,
+        temperature: float,
+        figures: dict[str, Any],
+        predictions: dict[str, Any],
+    ) -> None:
+        """Read the locked patients: candidate, trivial baselines and the model in service, on the same studies."""
+        rows = torch.from_numpy(corpus.pictures(frozen.locked, self.cache))
+        candidate = evaluate.by_study(frozen.locked, finetune.predict(network, rows)[0] / temperature, self.recipe.urgent)
+        predictions[LOCKED] = _plain(candidate)
+        figures["smaller_class"] = candidate.smaller_class()
+        figures[LOCKED] = self._measured(candidate, LOCKED)
+        classes = len(self.recipe.classes)
+        baselines = {
+            name: evaluate.by_study(
+                frozen.locked, evaluate.trivial(frozen.training, frozen.locked, features, classes), self.recipe.urgent
+            )
+            for name, features in evaluate.BASELINES.items()
+        }
+        figures[f"{LOCKED}, trivial baselines"] = self._baseline_figures(baselines, LOCKED)
+        for name, baseline in baselines.items():
+            if apart := self._difference(candidate, baseline, f"AUC minus that of {name}, {LOCKED}"):
+                figures["against_baselines"][name] = asdict(apart)
+        if figures["champion"]:
+            in_service, figures["incomparable"] = self._in_service(figures["champion"], frozen)
+            if in_service is not None:
+                predictions[f"{LOCKED}, model in service"] = _plain(in_service)
+                apart = self._difference(candidate, in_service, f"AUC minus that of the model in service, {LOCKED}")
+                figures["against_champion"] = asdict(apart) if apart else None
+
+    def _in_service(self, version: str, frozen: Corpus) -> tuple[Predictions | None, str]:
+        """Let the model in service look at the locked patients; or say why it cannot be compared."""
+        card = self.registry.card(version)
+        if [label.name for label in card.labels] != [label.name for label in self.recipe.classes]:
+            return None, "it knows other classes"
+        if self.registry.corpus(version) & {sample.pid for sample in frozen.locked}:
+            return None, "it was trained on a patient who is locked now"
+        model = Model.load(self.registry, version, threads=self.bound["threads"])
+        cache = Cache(self.root / "cache", card.preprocessing)
+        wanted = {sample.sop_uid for sample in frozen.locked}
+        images = [image for image in self.catalogue.instances.for_training() if image.sop_uid in wanted]
+        cache.build(images, self.archive.read, threads=self.bound["threads"])
+        rows = cache.pixels([sample.sop_uid for sample in frozen.locked])
+        parts = [model.predict(part[:, None].astype(np.float32) / np.float32(255))[0] for part in _parts(rows)]
+        return evaluate.by_study(frozen.locked, np.concatenate(parts) / card.temperature, self.recipe.urgent), ""
+
+    def _count_look(self, patients: int) -> int:
+        """Write down that the locked patients are looked at, before they are; give how often they were by now."""
+        file = self.root / "models" / "looks.jsonl"
+        durable.make_folder(file.parent)
+        with open(file, "a+", encoding="ascii") as looks:
+            fcntl.flock(looks, fcntl.LOCK_EX)
+            look = {"at": self.now().isoformat(), "run": self.folder.name, "recipe": self.recipe.name, "patients": patients}
+            looks.write(json.dumps(look) + "\n")
+            looks.flush()
+            os.fsync(looks.fileno())
+            looks.seek(0)
+            return sum(1 for _ in looks)
+
+    def _trivial_out_of_fold(self, samples: Sequence[Sample], folds: Sequence[Fold], name: str) -> NDArray[np.float64]:
+        said = np.zeros((len(samples), len(self.recipe.classes)))
+        for fold in folds:
+            train = [sample for sample in samples if sample.pid not in fold.test]
+            test = [row for row, sample in enumerate(samples) if sample.pid in fold.test]
+            if test:
+                features = evaluate.BASELINES[name]
+                said[test] = evaluate.trivial(train, [samples[row] for row in test], features, len(self.recipe.classes))
+        return said
+
+    def _measured(self, predictions: Predictions, of: str) -> dict[str, Any]:
+        gate = self.recipe.gate
+        found = evaluate.metrics(predictions, of, seed=self._bootstrap_seed, draws=gate.draws, alpha=gate.alpha)
+        return {name: asdict(metric) for name, metric in found.items()}
+
+    def _baseline_figures(self, baselines: dict[str, Predictions], of: str) -> dict[str, Any]:
+        gate = self.recipe.gate
+        found = {
+            name: evaluate.auc_with_interval(
+                predictions, f"{name}, {of}", seed=self._bootstrap_seed, draws=gate.draws, alpha=gate.alpha
+            )
+            for name, predictions in baselines.items()
+        }
+        return {name: asdict(metric) for name, metric in found.items() if metric is not None}
+
+    def _difference(self, candidate: Predictions, other: Predictions, of: str) -> Metric | None:
+        gate = self.recipe.gate
+        return evaluate.difference(candidate, other, of, seed=self._bootstrap_seed, draws=gate.draws, alpha=gate.alpha)
+
+    @property
+    def _bootstrap_seed(self) -> int:
+        return seed_for(self.recipe.seed, "bootstrap")
+
+    # --- the gate and the shelf -------------------------------------------------------------------------------------------
+
+    def judge(self, frozen: Corpus, figures: dict[str, Any], temperature: float, epochs: int) -> dict[str, Any]:
+        """Let the gate decide, shelve the version with its card, and move the champion when the decision is `promote`."""
+        gate = self._step("gate.json", lambda: self._decide(figures))
+        card = self._card(frozen, figures, temperature, gate)
+        reference = self.folder / "reference.npz"
+        version = self.registry.add(
+            self.folder / "model.onnx", card, corpus=frozen.patients, reference=reference if card.reference_sha256 else None
+        )
+        promoted = gate["decision"] == promote.Verdict.PROMOTE.value
+        decision = self._step(
+            "decision.json",
+            lambda: (
+                gate
+                | {
+                    "by_hand": "" if promoted else f"osteon models promote {version} --reason TEXT",
+                    "version": version,
+                    "recipe": self.recipe.name,
+                    "rules": asdict(self.recipe.gate),
+                    "champion_before": figures["champion"],
+                    "smaller_class": figures["smaller_class"],
+                    "looks": figures["looks"],
+                    "epochs": epochs,
+                    "temperature": temperature,
+                    "metrics": [metric for table in _tables(figures).values() for metric in table],
+                }
+            ),
+        )
+        event(log, "model judged", run=self.folder.name, version=version, decision=gate["decision"])
+        if promoted and not (self.folder / "outcome.json").is_file():
+            self._promote(version, figures["champion"], gate)
+        return decision
+
+    def _decide(self, figures: dict[str, Any]) -> dict[str, Any]:
+        """Ask the gate, in words that stay as they are."""
+        evidence = promote.Evidence(
+            smaller_class=figures["smaller_class"],
+            auc=_metric(figures[LOCKED].get("auc")),
+            against_champion=_metric(figures["against_champion"]),
+            champion=figures["champion"],
+            incomparable=figures["incomparable"],
+            against_baselines={name: Metric(**plain) for name, plain in figures["against_baselines"].items()},
+        )
+        decision = promote.decide(evidence, self.recipe.gate)
+        return {"decision": decision.verdict.value, "words": decision.words}
+
+    def _promote(self, version: str, champion_before: str | None, gate: dict[str, Any]) -> None:
+        """Put the version into service, unless the model it was compared with is no longer the one there."""
+        if self.registry.champion() not in (champion_before, version):
+            raise OtherRun("another model went into service since this one was compared; nothing was promoted, start a new run")
+        self.registry.promote(
+            version,
+            by="gate",
+            reason=gate["words"],
+            decision=gate["decision"],
+            now=self.now(),
+            locked=self.catalogue.instances.locked_patients(),
+        )
+
+    def _card(self, frozen: Corpus, figures: dict[str, Any], temperature: float, gate: dict[str, Any]) -> Card:
+        parity = json.loads((self.folder / "parity.json").read_bytes())
+        return Card(
+            name=f"Osteon {self.recipe.name}",
+            arch=self.recipe.network,
+            labels=self.recipe.classes,
+            preprocessing=self.cache.spec,
+            temperature=temperature,
+            modalities=self.recipe.modalities,
+            max_age_years=self.recipe.max_age,
+            body_parts=self.recipe.body_parts,
+            metrics=tuple(Metric(**plain) for table in _tables(figures).values() for plain in table),
+            training_mix=tuple(
+                len({sample.pid for sample in frozen.training if sample.target == index})
+                for index in range(len(self.recipe.classes))
+            ),
+            corpus_sha256=sha256(corpus_file(frozen.patients)),
+            labels_sha256=frozen.label_digest,
+            recipe=f"{self.recipe.name} {self.recipe.digest[:12]}",
+            seeds={"recipe": self.recipe.seed},
+            code_version=self.bound["code_version"],
+            start=start_weights(self.recipe.network, self.recipe.start),
+            locked_looks=figures["looks"],
+            decision=gate["decision"],
+            decision_reason=gate["words"],
+            licence=self.recipe.licence,
+            limits=self.recipe.limits,
+            onnx_sha256=parity["onnx_sha256"],
+            reference_sha256=parity["reference_sha256"],
+            created_at=datetime.fromisoformat(self.bound["started_at"]),
+        )
+
+    def report(self, frozen: Corpus, figures: dict[str, Any], decision: dict[str, Any]) -> None:
+        """Draw the plots and write the page."""
+        if (self.folder / "report.html").is_file():
+            return
+        self.progress.stage("drawing the report")
+        names = [label.name for label in self.recipe.classes]
+        stored = json.loads((self.folder / "predictions.json").read_bytes())
+        said = {name: _predictions(plain, self.recipe.urgent) for name, plain in stored.items()}
+        lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        curves = [self._curve(name, predictions) for name, predictions in said.items() if predictions.smaller_class()]
+        plots = {"loss": pages.loss_plot(lines), "roc": pages.roc_plot(curves)}
+        seen = said[OUT_OF_FOLD]
+        cases = f"{OUT_OF_FOLD}, {len(seen.studies)} studies"
+        plots["confusion"] = pages.confusion_plot(evaluate.confusion(seen), names, f"Confusion, {cases}")
+        plots["calibration"] = pages.calibration_plot(evaluate.reliability(seen), f"Calibration, {cases}")
+        for name, png in plots.items():
+            self._write(f"{name}.png", png)
+        page = pages.Page(
+            title=f"Training run {self.folder.name}",
+            decision=decision["decision"],
+            words=decision["words"] + (f" A person may decide: {decision['by_hand']}" if decision["by_hand"] else ""),
+            facts=self._facts(frozen, decision),
+            tables={heading: [Metric(**plain) for plain in table] for heading, table in _tables(figures).items() if table},
+            left_out=frozen.left_out,
+            plots={name.capitalize() if name != "roc" else "ROC": png for name, png in plots.items()},
+            limits=self.recipe.limits,
+        )
+        self._write("report.html", pages.render(page).encode())
+
+    def _facts(self, frozen: Corpus, decision: dict[str, Any]) -> dict[str, str]:
+        parity = json.loads((self.folder / "parity.json").read_bytes())
+        return {
+            "version": decision["version"],
+            "recipe": f"{self.recipe.name} ({self.recipe.digest[:12]})",
+            "expected": self.recipe.expects,
+            "network": f"{self.recipe.network}, {self.recipe.size_px} px, start: {self.recipe.start}",
+            "training list": f"{len(frozen.training)} images of {len(frozen.patients)} patients, digest {frozen.digest[:12]}",
+            "locked list": f"{len(frozen.locked)} images of {len({sample.pid for sample in frozen.locked})} patients",
+            "looks at the locked patients": str(decision["looks"]),
+            "epochs of the final model": str(decision["epochs"]),
+            "temperature": f"{decision['temperature']:.3f}",
+            "ONNX against torch": f"{parity['images']} images, logits {parity['logits']:.1e}, features {parity['features']:.1e}",
+            "machine": f"{self.bound['device']}, {self.bound['threads']} threads, torch {self.bound['torch']}",
+        }
+
+    def _curve(self, name: str, predictions: Predictions) -> pages.Curve:
+        """Give the ROC curve with the band of 200 resamplings."""
+        false, true = evaluate.roc(predictions.positive, predictions.score)
+        grid = np.linspace(0, 1, 51)
+        drawn = []
+        for weights in evaluate.resample(predictions, seed=self._bootstrap_seed, draws=200):
+            x, y = evaluate.roc(predictions.positive, predictions.score, weights)
+            drawn.append(np.interp(grid, x, y))
+        alpha = self.recipe.gate.alpha
+        low, high = np.quantile(drawn, [alpha / 2, 1 - alpha / 2], axis=0)
+        return pages.Curve(f"{name} ({len(predictions.studies)} studies)", false, true, grid, low, high)
+
+    def done(self, decision: dict[str, Any]) -> Outcome:
+        """Enter the outcome in the catalogue and give it back."""
+        self._finish("done", decision["version"], decision["decision"])
+        told = {name: decision[name] for name in ("version", "decision", "words", "by_hand")}
+        self._step("outcome.json", lambda: told)
+        return Outcome(self.folder.name, self.folder, **told)
+
+
+def _new_id(runs: Path, now: datetime, recipe: str) -> str:
+    """Name a new run by its start and recipe."""
+    name = f"{now:%Y%m%dT%H%M%S}-{recipe}"
+    names = (name, *(f"{name}-{number}" for number in range(2, 1000)))
+    return next(one for one in names if not (runs / one).exists())
+
+
+def _device(asked: str) -> str:
+    """Say on which device the run is."""
+    there = torch.cuda.is_available()
+    if asked == "cuda" and not there:
+        raise Final('[training] device is "cuda", and torch finds none here: set it to "auto" or "cpu"')
+    return "cuda" if there and asked != "cpu" else "cpu"
+
+
+def _fit_of(line: str) -> str:
+    """Say which fit a line of metrics.jsonl belongs to; a torn line belongs to none."""
+    try:
+        return str(json.loads(line)["fit"])
+    except (ValueError, KeyError):
+        return ""
+
+
+def _parts(rows: NDArray[np.uint8], size: int = 16) -> Iterator[NDArray[np.uint8]]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def _metric(plain: dict[str, Any] | None) -> Metric | None:
+    return None if plain is None else Metric(**plain)
+
+
+def _tables(figures: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Give the figures of evaluation.json by the heading of their table."""
+    against = list(figures["against_baselines"].values())
+    against += [figures["against_champion"]] if figures["against_champion"] else []
+    headings = (OUT_OF_FOLD, f"{OUT_OF_FOLD}, trivial baselines", LOCKED, f"{LOCKED}, trivial baselines")
+    tables = {heading.capitalize(): list(figures[heading].values()) for heading in headings}
+    return tables | {"Locked patients, differences": against}
+
+
+def _plain(predictions: Predictions) -> dict[str, Any]:
+    return {
+        "studies": list(predictions.studies),
+        "patients": list(predictions.patients),
+        "truth": predictions.truth.tolist(),
+        "probabilities": predictions.probabilities.tolist(),
+    }
+
+
+def _predictions(plain: dict[str, Any], urgent: tuple[int, ...]) -> Predictions:
+    return Predictions(
+        tuple(plain["studies"]),
+        tuple(plain["patients"]),
+        np.array(plain["truth"], np.int64),
+        np.array(plain["probabilities"], np.float64),
+        urgent,
+    )

@@ -1,0 +1,301 @@
+"""How good predictions are, with a number of cases and an interval beside every figure.
+
+In: predictions by study with the patient and the truth. Out: figures, curves, the paired difference of two models. Pure: no
+disk, no clock; the resampling takes its seed. Patients, never images or studies, are resampled, because two films of one child
+are not two children.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.card import Metric
+from training.corpus import Sample
+
+Floats = NDArray[np.float64]
+BINS = 10
+RESAMPLED = "bootstrap by patient"
+NO_SPREAD = "Wilson over the patients of the smaller class: nothing varied when resampled"
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What one model says of some studies, in one order."""
+
+    studies: tuple[str, ...]
+    patients: tuple[str, ...]
+    """One a study; may repeat."""
+    truth: NDArray[np.int64]
+    """(n,) index of the class."""
+    probabilities: Floats
+    """(n, classes), rows sum to 1."""
+    urgent: tuple[int, ...]
+    """Indices of the urgent classes."""
+
+    @property
+    def positive(self) -> NDArray[np.bool_]:
+        """(n,) whether the truth is an urgent class."""
+        return np.isin(self.truth, self.urgent)
+
+    @property
+    def score(self) -> Floats:
+        """(n,) probability of the urgent classes together."""
+        return np.asarray(self.probabilities[:, list(self.urgent)].sum(axis=1), np.float64)
+
+    def smaller_class(self) -> int:
+        """Count the patients of the smaller side, urgent or not."""
+        urgent = {patient for patient, positive in zip(self.patients, self.positive, strict=True) if positive}
+        return min(len(urgent), len(set(self.patients) - urgent))
+
+
+def softmax(logits: NDArray[np.floating]) -> Floats:
+    """Turn logits (n, classes) into probabilities."""
+    shifted = np.asarray(logits, np.float64) - np.max(logits, axis=1, keepdims=True)
+    raised = np.exp(shifted)
+    return np.asarray(raised / raised.sum(axis=1, keepdims=True), np.float64)
+
+
+def by_study(samples: Sequence[Sample], logits: NDArray[np.floating], urgent: tuple[int, ...]) -> Predictions:
+    """Combine calibrated logits of images (n, classes) into one prediction a study, as serving does: the mean, then softmax."""
+    rows: dict[str, list[int]] = {}
+    for row, sample in enumerate(samples):
+        rows.setdefault(sample.study_uid, []).append(row)
+    studies = tuple(sorted(rows))
+    first = [samples[rows[study][0]] for study in studies]
+    means = np.stack([np.asarray(logits, np.float64)[rows[study]].mean(axis=0) for study in studies])
+    return Predictions(
+        studies=studies,
+        patients=tuple(sample.pid for sample in first),
+        truth=np.array([sample.target for sample in first], np.int64),
+        probabilities=softmax(means),
+        urgent=urgent,
+    )
+
+
+def wilson(hits: int, n: int, alpha: float = 0.05) -> tuple[float, float]:
+    """Give Wilson's score interval of a proportion; (0, 1) when there are no cases."""
+    if n == 0:
+        return 0.0, 1.0
+    z = _normal_quantile(1 - alpha / 2)
+    share, spread = hits / n, z * z / n
+    middle = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def auc(positive: NDArray[np.bool_], score: NDArray[np.floating]) -> float:
+    """Give the area under the ROC curve: how often an urgent case scores above another one, ties half (Mann and Whitney)."""
+    kernel = _kernel(positive, score)
+    return float(kernel.mean()) if kernel.size else math.nan
+
+
+def metrics(predictions: Predictions, of: str, *, seed: int, draws: int = 2000, alpha: float = 0.05) -> dict[str, Metric]:
+    """Give every figure that a report states, each with its interval and the patients it rests on.
+
+    `of` ends their names ("AUC, out of fold"). A figure without a case (the precision of a class never said) is left out.
+    """
+    truth, said = predictions.truth, predictions.probabilities.argmax(axis=1)
+    positive, called = predictions.positive, np.isin(said, predictions.urgent)
+    weights = resample(predictions, seed=seed, draws=draws)
+    once = np.ones((1, len(truth)))
+
+    def share(name: str, hits: NDArray[np.bool_], among: NDArray[np.bool_]) -> Metric | None:
+        count, cases = int((hits & among).sum()), int(among.sum())
+        if not cases:
+            return None
+        low, high = wilson(count, cases, alpha)
+        people = len({patient for patient, counted in zip(predictions.patients, among, strict=True) if counted})
+        return Metric(f"{name}, {of}", count / cases, low, high, people, f"Wilson, {cases} studies")
+
+    def resampled(name: str, measure: Callable[[Floats], Floats]) -> Metric:
+        value, drawn = float(measure(once)[0]), measure(weights)
+        low, high = (float(edge) for edge in np.quantile(drawn, [alpha / 2, 1 - alpha / 2]))
+        return Metric(f"{name}, {of}", value, low, high, len(set(predictions.patients)), f"{RESAMPLED}, {len(truth)} studies")
+
+    everywhere = np.ones(len(truth), np.bool_)
+    found = {
+        "auc": auc_with_interval(predictions, of, seed=seed, draws=draws, alpha=alpha),
+        "accuracy": share("accuracy", said == truth, everywhere),
+        "balanced_accuracy": resampled("balanced accuracy", lambda drawn: _balanced(truth, said, drawn)),
+        "recall_urgent": share("recall of the urgent class", called, positive),
+        "precision_urgent": share("precision of the urgent class", positive, called),
+        "brier": resampled("Brier score", lambda drawn: _brier(predictions, drawn)),
+        "ece": resampled("expected calibration error", lambda drawn: _ece(predictions, drawn)),
+    }
+    return {name: metric for name, metric in found.items() if metric is not None}
+
+
+def auc_with_interval(predictions: Predictions, of: str, *, seed: int, draws: int = 2000, alpha: float = 0.05) -> Metric | None:
+    """Give the AUC with the interval of the resampled patients; None when one side has no case.
+
+    A perfect separation has no spread to resample: its interval is Wilson's for the patients of the smaller class.
+    """
+    if predictions.smaller_class() == 0:
+        return None
+    value = auc(predictions.positive, predictions.score)
+    drawn = _weighted_auc(predictions, resample(predictions, seed=seed, draws=draws))
+    low, high = (float(edge) for edge in np.quantile(drawn, [alpha / 2, 1 - alpha / 2]))
+    method = f"{RESAMPLED}, {len(predictions.truth)} studies"
+    if low == high:
+        cases = predictions.smaller_class()
+        low, high = wilson(round(value * cases), cases, alpha)
+        method = NO_SPREAD
+    return Metric(f"AUC, {of}", value, low, high, len(set(predictions.patients)), method)
+
+
+def difference(
+    candidate: Predictions, other: Predictions, of: str, *, seed: int, draws: int = 2000, alpha: float = 0.05
+) -> Metric | None:
+    """Give candidate minus other in AUC on the same studies, resampling the same patients for both; None without both sides.
+
+    When both are resampled without any spread although they do not say the same (two perfect separations), the interval is
+    widened to what the patients of the smaller class could have hidden.
+    """
+    if candidate.studies != other.studies:
+        raise ValueError("a paired difference needs the same studies in the same order")
+    if candidate.smaller_class() == 0:
+        return None
+    weights = resample(candidate, seed=seed, draws=draws)
+    value = auc(candidate.positive, candidate.score) - auc(other.positive, other.score)
+    drawn = _weighted_auc(candidate, weights) - _weighted_auc(other, weights)
+    low, high = (float(edge) for edge in np.quantile(drawn, [alpha / 2, 1 - alpha / 2]))
+    method = f"paired {RESAMPLED}, {len(candidate.truth)} studies"
+    if low == high and not np.array_equal(candidate.score, other.score):
+        cases = candidate.smaller_class()
+        hidden = 1 - wilson(cases, cases, alpha)[0]
+        low, high, method = value - hidden, value + hidden, NO_SPREAD
+    return Metric(of, value, low, high, len(set(candidate.patients)), method)
+
+
+def resample(predictions: Predictions, *, seed: int, draws: int) -> Floats:
+    """Draw patients with replacement, urgent and other ones apart; give the weight of each study: (draws, n)."""
+    positive = predictions.positive
+    patients = sorted(set(predictions.patients))
+    urgent = {patient for patient, yes in zip(predictions.patients, positive, strict=True) if yes}
+    generator = np.random.default_rng(seed)
+    counts = np.zeros((draws, len(patients)))
+    for side in (urgent, set(patients) - urgent):
+        columns = [column for column, patient in enumerate(patients) if patient in side]
+        if columns:
+            counts[:, columns] = generator.multinomial(len(columns), [1 / len(columns)] * len(columns), size=draws)
+    column_of = {patient: column for column, patient in enumerate(patients)}
+    return np.asarray(counts[:, [column_of[patient] for patient in predictions.patients]])
+
+
+def roc(positive: NDArray[np.bool_], score: NDArray[np.floating], weights: Floats | None = None) -> tuple[Floats, Floats]:
+    """Give the ROC curve: false positive rates and true positive rates, from (0, 0) to (1, 1)."""
+    order = np.argsort(-np.asarray(score, np.float64), kind="stable")
+    counted = np.ones(len(order)) if weights is None else weights[order]
+    hits, alarms = np.cumsum(positive[order] * counted), np.cumsum(~positive[order] * counted)
+    last = np.append(np.diff(np.asarray(score)[order]) != 0, True)
+    true = np.concatenate([[0.0], hits[last] / max(hits[-1], 1e-12)])
+    false = np.concatenate([[0.0], alarms[last] / max(alarms[-1], 1e-12)])
+    return false, true
+
+
+def confusion(predictions: Predictions) -> NDArray[np.int64]:
+    """Count studies by truth (rows) and what was said (columns)."""
+    classes = predictions.probabilities.shape[1]
+    table = np.zeros((classes, classes), np.int64)
+    np.add.at(table, (predictions.truth, predictions.probabilities.argmax(axis=1)), 1)
+    return table
+
+
+def reliability(predictions: Predictions) -> list[tuple[float, float, int]]:
+    """Give for each filled tenth of the score: mean score, share that is urgent, cases."""
+    bins = _bins(predictions.score)
+    found = [(bins == one) for one in range(BINS)]
+    return [
+        (float(predictions.score[one].mean()), float(predictions.positive[one].mean()), int(one.sum()))
+        for one in found
+        if one.any()
+    ]
+
+
+def _kernel(positive: NDArray[np.bool_], score: NDArray[np.floating]) -> Floats:
+    above = np.asarray(score, np.float64)[positive][:, None] - np.asarray(score, np.float64)[~positive][None, :]
+    return np.asarray((np.sign(above) + 1) / 2, np.float64)
+
+
+def _weighted_auc(predictions: Predictions, weights: Floats) -> Floats:
+    positive = predictions.positive
+    kernel = _kernel(positive, predictions.score)
+    high, low = weights[:, positive], weights[:, ~positive]
+    return np.asarray(((high @ kernel) * low).sum(axis=1) / (high.sum(axis=1) * low.sum(axis=1)))
+
+
+def _balanced(truth: NDArray[np.int64], said: NDArray[np.int64], weights: Floats) -> Floats:
+    """Give the mean recall over the classes that occur, for each row of weights."""
+    recalls = []
+    for one in np.unique(truth):
+        among = truth == one
+        total = weights[:, among].sum(axis=1)
+        hits = weights[:, among & (said == one)].sum(axis=1)
+        recalls.append(np.where(total > 0, hits / np.maximum(total, 1e-12), np.nan))
+    return np.asarray(np.nanmean(np.stack(recalls), axis=0))
+
+
+def _brier(predictions: Predictions, weights: Floats) -> Floats:
+    wrong = (predictions.score - predictions.positive) ** 2
+    return np.asarray((weights @ wrong) / weights.sum(axis=1))
+
+
+def _bins(score: Floats) -> NDArray[np.int64]:
+    return np.minimum((score * BINS).astype(np.int64), BINS - 1)
+
+
+def _ece(predictions: Predictions, weights: Floats) -> Floats:
+    """Give the expected calibration error of the urgent score over ten equal bins (Naeini et al., AAAI 2015)."""
+    gap = predictions.score - predictions.positive
+    bins = _bins(predictions.score)
+    total = sum(np.abs(weights[:, bins == one] @ gap[bins == one]) for one in range(BINS))
+    return np.asarray(total / weights.sum(axis=1))
+
+
+def _normal_quantile(p: float) -> float:
+    from statistics import NormalDist
+
+    return NormalDist().inv_cdf(p)
+
+
+# Trivial baselines ---------------------------------------------------------------------------------------------------------
+
+
+def age_and_sex(samples: Sequence[Sample]) -> Floats:
+    """Give what a guess from the header alone would use: age in years, male, female; (n, 3)."""
+    return np.array(
+        [[float(sample.age_years or 0), float(sample.sex == "M"), float(sample.sex == "F")] for sample in samples], np.float64
+    )
+
+
+def grey(samples: Sequence[Sample]) -> Floats:
+    """Give what a guess without any shape would use: mean grey and spread; (n, 2)."""
+    return np.array([[sample.mean, sample.spread] for sample in samples], np.float64)
+
+
+BASELINES: Mapping[str, Callable[[Sequence[Sample]], Floats]] = {"age and sex": age_and_sex, "mean grey and spread": grey}
+"""What a network has to beat to have learned anything from the picture."""
+
+
+def trivial(
+    train: Sequence[Sample], test: Sequence[Sample], features: Callable[[Sequence[Sample]], Floats], classes: int
+) -> Floats:
+    """Fit a logistic regression on `train` and give the log-probabilities of `test`: (n, classes)."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(features(train), [sample.target for sample in train])
+    said = np.full((len(test), classes), 1e-6)
+    said[:, model.classes_] = np.maximum(model.predict_proba(features(test)), 1e-6)
+    return np.asarray(np.log(said))
