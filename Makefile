@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+TOOLS  := $(VENV)/.test-tools
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-long check format clean
@@ -10,15 +11,15 @@ READY  := $(VENV)/.ready
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
-setup: $(READY) ## install Osteon into .venv, and the system packages that the tests and the demo use where that is allowed
+setup: $(READY) $(TOOLS) ## install Osteon into .venv, and the Debian packages that demo and tests use, where that is allowed
 
 demo: $(READY) ## show the whole way on this machine: PACS, node, training, SR (under 4 minutes)
 	@$(BIN)/osteon demo
 
-test: $(READY) ## run the tests
+test: $(READY) $(TOOLS) ## run the tests
 	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadgroup
 
-test-long: $(READY) ## run chaos, soak and the demo from a clean clone
+test-long: $(READY) $(TOOLS) ## run chaos, soak and the demo from a clean clone
 	$(BIN)/python -m pytest -m long
 
 check: $(READY) ## format, lint, types, imports, what the docs claim
@@ -37,8 +38,12 @@ clean: ## remove what was built here (not the environment)
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt deploy/system-packages.sh
-	@deploy/system-packages.sh
+	@deploy/system-packages.sh demo
 	@echo "Installing Osteon into $(VENV): some minutes the first time, most of them for PyTorch."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,demo,dev]'
+	@touch $@
+
+$(TOOLS): $(READY) deploy/system-packages.sh
+	@deploy/system-packages.sh test
 	@touch $@

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs the Debian packages that the tests and the demo use, where this user may; otherwise says what is missing.
+# system-packages.sh demo | test: installs the Debian packages that the demo or the tests use, where this user may; otherwise
+# says what is missing.
 # Never fails for lack of them: without Orthanc the demo brings a PACS of its own, and tests that need a tool are skipped.
 set -u
 
@@ -13,6 +14,10 @@ need dcmtk storescu
 need orthanc Orthanc
 dicomweb=$(find /usr/share/orthanc/plugins /usr/lib/orthanc /usr/local/share/orthanc -name 'libOrthancDicomWeb*' 2>/dev/null | head -n 1)
 [ -n "$dicomweb" ] || wanted="$wanted orthanc-dicomweb"
+if [ "${1:-demo}" = test ]; then
+    need pixelmed-apps DicomSRValidator
+    need strace strace
+fi
 [ -n "$wanted" ] || exit 0
 
 root=""

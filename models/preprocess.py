@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import math
 import struct
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -102,10 +102,7 @@ def display(dataset: Dataset, *, clip_percent: float = 0.5) -> NDArray[np.uint8]
         As `preprocess`.
     """
     try:
-        with warnings.catch_warnings():
-            # pydicom warns of odd values and repeats them; what cannot be used is refused below, without the value.
-            warnings.simplefilter("ignore")
-            return _display(dataset, clip_percent)
+        return _display(dataset, clip_percent)
     except (Unreadable, MemoryError):
         raise
     except Exception as error:  # a damaged header or stream may raise anything in pydicom or a codec
@@ -261,6 +258,19 @@ _CODECS: dict[str, tuple[Callable[[bytes], NDArray[Any]], bool]] = {
     JPEG2000Lossless: (_jpeg_2000, True),
     JPEG2000: (_jpeg_2000, False),
 }
+
+
+def missing_codecs() -> list[str]:
+    """Name the decoders that this installation lacks; empty when every accepted transfer syntax can be decoded."""
+    missing = []
+    try:
+        import imagecodecs
+    except ImportError:
+        missing += ["JPEG", "JPEG-LS", "JPEG 2000"]
+    else:
+        codecs = {"JPEG": imagecodecs.JPEG8, "JPEG-LS": imagecodecs.JPEGLS, "JPEG 2000": imagecodecs.JPEG2K}
+        missing += [name for name, codec in codecs.items() if not codec.available]
+    return missing + ([] if find_spec("rle") else ["RLE"])
 
 
 def _precision(frame: bytes, layout: _Layout) -> int:

@@ -47,7 +47,7 @@ def main() -> None:
     try:
         build()()
     except OsteonError as error:
-        print(f"osteon: {error}", file=sys.stderr)
+        typer.echo(f"osteon: {error}", err=True)
         sys.exit(EXIT_RETRIABLE if isinstance(error, Retriable) else EXIT_FINAL)
 
 

@@ -37,21 +37,39 @@ P_OSTEOMYELITIS = CodedConcept("P-OSTEOMYELITIS", "99OSTEON", "AI probability of
 
 
 def raw_elements(part10: bytes) -> Iterator[RawElement]:
-    """Read the elements at the root of a Part 10 file in Explicit VR Little Endian, up to the first undefined length."""
-    at = 132
-    at += 12 + struct.unpack_from("<I", part10, 140)[0]
+    """Read the elements at the root of a Part 10 file in Explicit VR Little Endian, up to group 0040."""
+    at = 144 + struct.unpack_from("<I", part10, 140)[0]
     while at < len(part10):
-        group, number, vr = struct.unpack_from("<HH2s", part10, at)
-        if vr in _LONG:
-            (length,) = struct.unpack_from("<I", part10, at + 8)
-            at += 12
-        else:
-            (length,) = struct.unpack_from("<H", part10, at + 6)
-            at += 8
-        if length == 0xFFFFFFFF or group > 0x0040:
+        tag, vr, value, at = _element(part10, at)
+        if tag > 0x0040FFFF:
             return
-        yield RawElement(group << 16 | number, vr.decode(), part10[at : at + length])
-        at += length
+        yield RawElement(tag, vr, value)
+
+
+def _element(data: bytes, at: int) -> tuple[int, str, bytes, int]:
+    """Read one element: tag, VR, value, and where the next one starts."""
+    group, number, vr = struct.unpack_from("<HH2s", data, at)
+    if vr in _LONG:
+        (length,), at = struct.unpack_from("<I", data, at + 8), at + 12
+    else:
+        (length,), at = struct.unpack_from("<H", data, at + 6), at + 8
+    end = _end_of_sequence(data, at) if length == 0xFFFFFFFF else at + length
+    return group << 16 | number, vr.decode(), data[at:end], end
+
+
+def _end_of_sequence(data: bytes, at: int) -> int:
+    """Find the end of a sequence of undefined length, whose items may have one too."""
+    while True:
+        group, number, length = struct.unpack_from("<HHI", data, at)
+        at += 8
+        if (group, number) == (0xFFFE, 0xE0DD):
+            return at
+        if length != 0xFFFFFFFF:
+            at += length
+            continue
+        while struct.unpack_from("<HH", data, at) != (0xFFFE, 0xE00D):
+            at = _element(data, at)[3]
+        at += 8
 
 
 def identity(part10: bytes) -> Identity:

@@ -156,7 +156,7 @@ class Disk:
         if not call.returned:
             self.syncing[path] = bytes(found.data) if isinstance(found, File) else dict(found.names)
         elif call.result == 0:
-            found.synced = self.syncing[path]  # type: ignore[assignment]
+            found.synced = self.syncing[path]
         return call.returned
 
     def _position(self, call: Call) -> bool:

@@ -12,7 +12,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from time import sleep
@@ -23,6 +24,7 @@ from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileDataset
 from pydicom.tag import Tag
+from pydicom.uid import UID
 from roles import Role, hand_in, send
 from shared import tool
 from studies import encoded, image
@@ -57,7 +59,12 @@ _ILL_FITTING = (
 
 def patient(number: int = 1, *, name: str = SECRET, **options: object) -> FileDataset:
     """Make an image that says SECRET wherever a text can stand."""
-    dataset = image(patient=number, **options)  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's, of values that the standard forbids
+        return _planted(image(patient=number, **options), number, name)  # type: ignore[arg-type]
+
+
+def _planted(dataset: FileDataset, number: int, name: str) -> FileDataset:
     for keyword in _TEXTS:
         setattr(dataset, keyword, f"SECRET{number}" if keyword in ("PatientID", "IssuerOfPatientID") else name)
     for at, keyword in enumerate(("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")):
@@ -76,7 +83,7 @@ def patient(number: int = 1, *, name: str = SECRET, **options: object) -> FileDa
     dataset.add_new(0xFFFCFFFC, "OB", _even(name.encode()))
     dataset.preamble = name.encode().ljust(128, b"\0")
     dataset.file_meta.SourceApplicationEntityTitle = "SECRET"
-    dataset.file_meta.PrivateInformationCreatorUID = f"{ROOT}.1"
+    dataset.file_meta.PrivateInformationCreatorUID = UID(f"{ROOT}.1")
     dataset.file_meta.PrivateInformation = _even(name.encode())
     return dataset
 
@@ -97,6 +104,12 @@ def _even(data: bytes) -> bytes:
 
 def _with(dataset: FileDataset, **attributes: object) -> FileDataset:
     """Change attributes; None deletes one, bytes are written as they are, whatever the VR allows."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _changed(dataset, attributes)
+
+
+def _changed(dataset: FileDataset, attributes: Mapping[str, object]) -> FileDataset:
     for keyword, value in attributes.items():
         tag = Tag(keyword)
         dataset.pop(tag, None)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -21,9 +23,10 @@ from models.errors import OsteonError, Retriable
 from node import logs
 from node.errors import NotFound
 from node.settings import load
-from training import cycle
-from training.finetune import Epoch
 from training.recipe import named
+
+if TYPE_CHECKING:
+    from training.finetune import Epoch
 
 EXIT_FINAL = 2
 EXIT_RETRIABLE = 75  # EX_TEMPFAIL of sysexits.h
@@ -35,6 +38,10 @@ def train(config: Path, recipe: str = "", continued: str = "") -> None:
     console = Console(stderr=True)
     logs.configure(stream=sys.stderr, level=logging.WARNING if console.is_terminal else logging.INFO)
     chosen = named(recipe or (_recipe_of(settings.storage.root / "runs", continued) if continued else settings.training.recipe))
+    # Before torch is loaded: threads that spin while they wait for a core make a step five times as dear on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from training import cycle
+
     progress: Bar | Lines = Bar(console) if console.is_terminal else Lines()
     with progress:
         outcome = cycle.run(settings, chosen, now=lambda: datetime.now(UTC), run_id=continued, progress=progress)
@@ -46,7 +53,7 @@ def train(config: Path, recipe: str = "", continued: str = "") -> None:
     say(f"report   {outcome.folder / 'report.html'}\n")
 
 
-class Bar(cycle.Progress):
+class Bar:
     """A bar with the time left, for a terminal."""
 
     def __init__(self, console: Console) -> None:
@@ -83,7 +90,7 @@ class Bar(cycle.Progress):
         self._bars.update(self._task, description=f"training {fit}, loss {loss:.3f}")
 
 
-class Lines(cycle.Progress):
+class Lines:
     """Plain lines, for a pipe or a log."""
 
     def __enter__(self) -> Lines:
@@ -95,6 +102,9 @@ class Lines(cycle.Progress):
     def stage(self, what: str, total: int = 0) -> None:
         """Name the stage."""
         self._say(what + (f" ({total})" if total else ""))
+
+    def advance(self, done: int) -> None:
+        """Say nothing: the epochs do."""
 
     def epoch(self, fit: str, line: Epoch) -> None:
         """Write one line an epoch."""

@@ -29,7 +29,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 from statistics import median_low
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -72,17 +72,17 @@ class OtherRun(Final):
     """The run was started with something else; start a new one."""
 
 
-class Progress:
-    """What a run tells while it goes; this one says nothing."""
+class Progress(Protocol):
+    """Who is told how a run goes."""
 
     def stage(self, what: str, total: int = 0) -> None:
-        """Say that a stage of `total` units begins."""
+        """Tell that a stage of `total` units begins."""
 
     def advance(self, done: int) -> None:
-        """Say that `done` units of the stage are done."""
+        """Tell that `done` units of the stage are done."""
 
     def epoch(self, fit: str, line: Epoch) -> None:
-        """Say that an epoch is over."""
+        """Tell that an epoch is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +102,8 @@ def run(
     recipe: Recipe,
     *,
     now: Callable[[], datetime],
+    progress: Progress,
     run_id: str = "",
-    progress: Progress | None = None,
 ) -> Outcome:
     """Make one model by `recipe`, or continue the run `run_id`.
 
@@ -117,7 +117,7 @@ def run(
         The run cannot come to a model; nothing is shelved.
     """
     with Catalogue.open(settings.storage.catalogue) as catalogue:
-        cycle = _Cycle(settings, recipe, catalogue, now, progress or Progress())
+        cycle = _Cycle(settings, recipe, catalogue, now, progress)
         with cycle.begun(run_id):
             frozen = cycle.corpus()
             folds = cycle.folds(frozen)

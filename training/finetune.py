@@ -93,7 +93,7 @@ def fit(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(recipe.seed, f"{purpose}/start"))
-        network = _prepared(build(), recipe).to(device)
+        network = _prepared(build(), recipe).to(device).to(memory_format=torch.channels_last)
         weights = _class_weights(train.targets, len(recipe.classes)).to(device)
         steps = math.ceil(len(train.ids) / recipe.batch)
         optimiser = torch.optim.AdamW(
@@ -138,7 +138,7 @@ def predict(network: Network, rows: Tensor, *, device: str = "cpu") -> tuple[NDA
     logits, features = [], []
     with torch.inference_mode():
         for part in torch.split(rows, EVAL_BATCH):
-            one = network(plain(part.to(device)))
+            one = network(plain(part.to(device)).contiguous(memory_format=torch.channels_last))
             logits.append(one[0].float().cpu())
             features.append(one[1].float().cpu())
     if was_training:
@@ -220,7 +220,7 @@ def _one_epoch(
     for part in np.array_split(order, math.ceil(len(order) / recipe.batch)):  # even batches: none of a single image
         at = torch.from_numpy(part)
         images = augment(train.rows[at].to(device), drawn[part], recipe.augmentation)  # (b, 1, s, s)
-        logits, _ = network(images)
+        logits, _ = network(images.contiguous(memory_format=torch.channels_last))
         loss = functional.cross_entropy(logits, train.targets[at].to(device), weights)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

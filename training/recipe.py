@@ -164,9 +164,10 @@ def phantom() -> Recipe:
         classes=(EWING, OSTEOMYELITIS),
         body_parts=LIMBS,
         folds=5,
-        epochs=8,
+        epochs=6,
         patience=3,
-        frozen=2,
+        frozen=6,
+        lr=5e-4,
         limits=("Trained on invented phantoms: its answers mean nothing for any patient.", "Research use only."),
     )
 

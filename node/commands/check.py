@@ -46,6 +46,7 @@ class Finding:
 def check(config: Config = DEFAULT_CONFIG) -> None:
     """Verify directories, keys, disk, peers, model, codecs, packages and clock; exit code 1 when anything fails."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from node import settings
@@ -55,9 +56,9 @@ def check(config: Config = DEFAULT_CONFIG) -> None:
     worst = Verdict.OK
     for finding in findings(site):
         style = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red"}[finding.verdict]
-        table.add_row(f"[{style}]{finding.verdict}[/]", finding.what, finding.told)
+        table.add_row(f"[{style}]{finding.verdict}[/]", finding.what, escape(finding.told))
         worst = finding.verdict if finding.verdict is Verdict.FAIL else worst
-    Console(width=None, soft_wrap=True).print(table)
+    Console().print(table)
     if worst is Verdict.FAIL:
         raise typer.Exit(1)
 

@@ -44,7 +44,10 @@ log = logging.getLogger("osteon.receive")
 
 RELEASABLE = frozenset({Hold.BURNED_IN, Hold.SECONDARY, Hold.DIGITISED})
 """A person who has looked at the image may overrule these; a modality, or a doubt about the patient, nobody can."""
-BROKEN = (ValueError, TypeError, AttributeError, KeyError, IndexError, EOFError, OverflowError, RecursionError, struct.error)
+BROKEN = (
+    *(ValueError, TypeError, AttributeError, KeyError, IndexError, EOFError, OverflowError, RecursionError, struct.error),
+    NotImplementedError,
+)
 """What pydicom raises when values are not what their VR and length say."""
 _PIXEL_DATA = 0x7FE00010
 _UNDEFINED_LENGTH = 0xFFFFFFFF
@@ -247,6 +250,9 @@ class Intake:
         if known is not None:
             self._compare(known, found)
             self._remember(found)
+            age_years, sex = found.instance.age_years, found.instance.sex
+            if (known.age_years, known.sex) != (age_years, sex):  # the next answer asks for the corrected age
+                self.catalogue.instances.correct(known.sop_uid, age_years=age_years, sex=sex)
             self.catalogue.instances.seen_again(known.sop_uid, purpose=arrival.purpose, calling_ae=arrival.calling_ae, now=_now())
             return Taken.KNOWN, told
         self._remember(found)  # also what will be held: it must be of the same patient, and may be answered "not applicable"
@@ -353,7 +359,7 @@ def _parse(arrival: _Arrival) -> FileDataset:
     try:
         read = read_dataset(BytesIO(arrival.raw), syntax.is_implicit_VR, syntax.is_little_endian)
         said = tuple(str(read.get(keyword) or "").strip(" \0") for keyword in ("SOPClassUID", "SOPInstanceUID"))
-    except BROKEN as error:
+    except (*BROKEN, OSError) as error:  # pydicom's OSError: a sequence that ends too early
         raise NotUnderstood(f"no data set in the announced transfer syntax ({type(error).__name__})") from None
     if not all(said):
         raise NotUnderstood("no data set with a SOP class and a SOP instance")

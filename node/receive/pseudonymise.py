@@ -1,8 +1,8 @@
 """Pseudonymise one image: (data set, keys, rules) -> (clean data set, identity, instance).
 
-In: a data set as pydicom read it, with its file meta. Out: `Pseudonymised`: what may go to the archive, what the vault must
-remember, and why the image may have to be held. Pure: no clock, no disk, no network. Never here: a value of the input that no
-rule of `profile` names; an identity in an error or a warning; a change of the pixels.
+In: a data set as pydicom read it (whole, without `defer_size`), with its file meta. Out: `Pseudonymised`: what may go to the
+archive, what the vault must remember, and why the image may have to be held. Pure: no clock, no disk, no network. Never here: a
+value of the input that no rule of `profile` names; an identity in an error or a warning; a change of the pixels.
 
 Only what the allow-list names is looked at, and it is looked at as raw bytes: text is never decoded in order to be passed on,
 and an element that is dropped is not even parsed.
@@ -189,6 +189,8 @@ def pseudonymise(dataset: Dataset, keys: SiteKeys, rules: Rules) -> Pseudonymise
     pid, days, age = keys.pid(issuer, patient_id), keys.days(issuer, patient_id), _age(source)
     cleaner = _Cleaner(keys, rules.vocabulary, pid, days, age, is_signed=source.number(_PIXEL_REPRESENTATION) == 1)
     clean = cleaner.clean(source, ALLOWED)
+    if not clean.SOPClassUID:
+        raise Malformed("the SOP Class UID is below the standard's root and not the standard's")
     _mark(clean)
     clean.file_meta = _file_meta(clean, transfer_syntax_uid)
     clean.preamble = b"\0" * 128
@@ -257,9 +259,10 @@ class _Source:
             self.character_sets = tuple(term.strip(_PADDING) for term in own.value.decode("latin-1").split("\\"))
 
     def element(self, tag: int) -> _Element | None:
-        found: DataElement | RawDataElement | None = self.dataset.get_item(tag) if tag in self.dataset else None
-        if found is None:
+        if tag not in self.dataset:
             return None
+        # keep_deferred: an empty element would be converted otherwise, with an error for a VR that pydicom does not know
+        found: DataElement | RawDataElement = self.dataset.get_item(tag, keep_deferred=True)
         if isinstance(found, RawDataElement):
             undefined = found.length == 0xFFFFFFFF
             vr = "" if found.VR in (None, "UN") else str(found.VR)

@@ -12,7 +12,7 @@ from pydicom import dcmread
 from pydicom.uid import JPEG2000Lossless, RLELossless
 from roles import send
 from shared import tool
-from studies import image, study
+from studies import image, part10, read, study
 
 from node.demo.pacs import Pacs
 
@@ -29,11 +29,10 @@ def find(pacs: Pacs, **keys: str) -> list[dict[str, str]]:
     options = [part for keyword, value in asked.items() for part in ("-k", f"{keyword}={value}")]
     command = [tool("findscu"), "-v", "-S", "-aet", "SENDER", "-aec", pacs.ae_title, *options, "127.0.0.1", str(pacs.port)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    matches = re.split(r"Find Response:? ?#? ?\d+|Find Response \d+", done.stdout + done.stderr)[1:]
-    return [
-        dict((name, value.strip()) for value, name in re.findall(r"\[([^\]]*)\].*?(\w+)\s*$", one, re.MULTILINE))
-        for one in matches
-    ]
+    said = re.split(r"Find Response", done.stdout + done.stderr)[1:]
+    line = re.compile(r"\[([^\]]*)\].*?(\w+)\s*$", re.MULTILINE)
+    matches = [{keyword: value.strip() for value, keyword in line.findall(one)} for one in said]
+    return [one for one in matches if "StudyInstanceUID" in one]
 
 
 def test_it_keeps_what_it_gets_and_says_whose_it_is(pacs: Pacs) -> None:
@@ -42,7 +41,7 @@ def test_it_keeps_what_it_gets_and_says_whose_it_is(pacs: Pacs) -> None:
         image(patient=2, transfer_syntax=JPEG2000Lossless),
         image(patient=3, transfer_syntax=RLELossless),
     ]
-    assert send(images, port=pacs.port, called=pacs.ae_title) == [0, 0, 0, 0]
+    assert send([read(part10(one)) for one in images], port=pacs.port, called=pacs.ae_title) == [0, 0, 0, 0]
     assert [dcmread(path).SOPInstanceUID for path in pacs.received] == [one.SOPInstanceUID for one in images]
     assert {dcmread(path).file_meta.TransferSyntaxUID for path in pacs.received} == {
         one.file_meta.TransferSyntaxUID for one in images

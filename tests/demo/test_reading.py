@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from datetime import date
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def test_the_real_radiograph_is_in_an_invented_header(images: list[Dataset]) -> 
 
 def test_another_patients_report_is_complained_of(images: list[Dataset]) -> None:
     sr = Dataset()
-    sr.update({element.tag: element for element in images[0] if element.tag.group in (0x0008, 0x0010, 0x0020)})
+    sr.update({element.tag: deepcopy(element) for element in images[0] if element.tag.group in (0x0008, 0x0010, 0x0020)})
     sr.PatientID = "somebody else"
     sr.ValueType = "CONTAINER"
     found = reading.complaints(sr, images)

@@ -102,14 +102,18 @@ def links_lead_somewhere() -> Iterator[str]:
 
 def files_that_are_named_exist() -> Iterator[str]:
     for page in pages():
-        for path in re.findall(r"`((?:node|models|training|tests|deploy|docs)/[\w./-]+\.(?:py|sh|csv|toml|md))`", page.read_text("utf-8")):
+        for path in re.findall(
+            r"`((?:node|models|training|tests|deploy|docs)/[\w./-]+\.(?:py|sh|csv|toml|md))`", page.read_text("utf-8")
+        ):
             if not (ROOT / path).exists():
                 yield f"{page.relative_to(ROOT)}: there is no {path}"
 
 
 def nothing_names_a_machine() -> Iterator[str]:
     """No path of somebody's machine, no host of a package registry: what is cloned elsewhere works there."""
-    forbidden = re.compile(r"(?<![\w.~<])/(?:work|root|home|Users)/\w|/opt/(?:pypi|wheels)|\bpypi\.(?:org|python)|files\.pythonhosted|index-url")
+    forbidden = re.compile(
+        r"(?<![\w.~<])/(?:work|root|home|Users)/\w|/opt/(?:pypi|wheels)|\bpypi\.(?:org|python)|files\.pythonhosted|index-url"
+    )
     for path in tracked():
         try:
             text = path.read_text("utf-8")
@@ -123,7 +127,11 @@ def nothing_names_a_machine() -> Iterator[str]:
 def tracked() -> list[Path]:
     """Give the files of the project; none outside a clone."""
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=False
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return [ROOT / name for name in listed.stdout.split("\0") if name]
 

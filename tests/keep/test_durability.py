@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from io import BytesIO
@@ -84,7 +84,7 @@ class Recorded:
     calls: list[Call]
     disk: Disk
     config: Path
-    sent: list[Dataset]
+    sent: Sequence[Dataset]
 
 
 @pytest.fixture(scope="module")

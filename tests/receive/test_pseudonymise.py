@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from pydicom import Dataset, dcmread, dcmwrite
 from pydicom.data import get_testdata_file
 from pydicom.dataelem import RawDataElement
+from pydicom.filereader import read_dataset
 from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 from pydicom.uid import (
@@ -501,6 +502,48 @@ def test_a_sequence_that_cannot_be_parsed_is_malformed_or_empty_but_never_passes
         except Malformed as refused:
             out = str(refused).encode()
         assert b"SECRET" not in out
+
+
+BROKEN = (ValueError, TypeError, KeyError, EOFError, NotImplementedError, OSError, struct.error)
+"""What pydicom raises when it reads the flipped bytes below: the intake's to answer."""
+
+
+@settings(max_examples=150)
+@given(
+    st.sampled_from([ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian]),
+    st.lists(st.tuples(st.integers(0, 1000), st.binary(min_size=1, max_size=4)), min_size=1, max_size=8),
+)
+def test_flipped_bytes_give_an_image_or_an_error_of_the_tree(syntax: UID, flips: list[tuple[int, bytes]]) -> None:
+    image = studies.image(transfer_syntax=syntax, rows=4, columns=4)
+    raw = bytearray(studies.encoded(image))
+    for at, value in flips:
+        raw[at : at + len(value)] = value
+    try:
+        with studies.quiet():
+            dataset = read_dataset(BytesIO(bytes(raw)), syntax.is_implicit_VR, syntax.is_little_endian)
+    except BROKEN:
+        return
+    dataset.file_meta = image.file_meta
+    try:
+        found = pseudonymise(dataset, KEYS, RULES)
+    except (Malformed, UnusablePatientID):
+        return
+    assert file_of(found)
+
+
+@pytest.mark.parametrize("tag", [0x00540220, 0x00400555, 0x00180060, 0x00180015, 0x00080020, 0x00282110])
+def test_an_unknown_vr_does_not_crash(tag: int) -> None:
+    for vr, value in (("S\xc0", b""), ("HQ", b"SECRET"), ("??", b"\xfe\xff\x00\xe0")):
+        try:
+            out = file_of(pseudonymise(with_raw(sent(), tag, vr, value), KEYS, RULES))
+        except Malformed as refused:
+            out = str(refused).encode()
+        assert b"SECRET" not in out
+
+
+def test_a_class_that_only_looks_like_the_standards_is_malformed() -> None:
+    with pytest.raises(Malformed, match="SOP Class"):
+        taken(SOPClassUID="1.2.840.10008.19541231.7")
 
 
 def test_a_broken_sequence_that_is_dropped_does_not_keep_the_image_out() -> None:

@@ -82,8 +82,9 @@ def test_dcentvfy_finds_the_same_patient_and_study(files: tuple[Path, Path]) -> 
 
 def assert_same_entities(original: Path, sr: Path) -> None:
     done = run(shared.tool("dcentvfy"), str(original), str(sr))
+    assert "Error" not in done.stdout + done.stderr
     named = set(re.findall(r"Element=<(\w+)>", done.stdout + done.stderr))
-    assert named <= {"AccessionNumber"}  # the tool's own: it counts the element to two entities
+    assert named == {"AccessionNumber"}  # the tool's own: it counts the element to two entities; nothing else may differ
 
 
 def test_dsrdump_and_dsr2html_read_it(files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -110,7 +111,7 @@ def test_dicomsrvalidator_knows_the_template(form: str, files: tuple[Path, Path]
     assert unlisted == []
 
 
-REAL = ["RG3_J2KR.dcm", "RG2_J2KI.dcm", "dx_image.dcm"]
+REAL = ["RG3_J2KR.dcm", "RG2_J2KI.dcm", "RG1_J2KI.dcm"]
 
 
 @pytest.mark.parametrize("name", REAL)

@@ -301,3 +301,15 @@ def test_corrected_demographics_reach_the_next_report(world: World) -> None:
     world.send(corrected)
     world.work()
     assert world.reports()[-1].PatientName == "Right^Name"
+
+
+def test_a_corrected_birth_date_counts_for_the_answer(world: World) -> None:
+    """A child by mistake, an adult by the correction: sent again before the answer, the study is not classified."""
+    promote_tiny(world.models)
+    images = study(patient=1, age=12)
+    world.send(*images)
+    world.send(*study(patient=1, age=40))
+    world.work()
+    result = world.reply.catalogue.results.latest(world.intake.keys.uid(images[0].StudyInstanceUID))
+    assert result is not None
+    assert result.findings.abstention is Abstention.ADULT

@@ -53,6 +53,7 @@ def reports(pacs: Pacs, original_study_uid: str) -> set[str]:
 def answer_everything(settings: Settings) -> None:
     """Run what a restarted replier would, until nothing waits."""
     with respond.opened(settings) as reply:
+
         def idle() -> bool:
             worked = reply.step()
             for pacs in settings.pacs:

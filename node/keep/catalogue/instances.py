@@ -77,6 +77,13 @@ class Instances:
 
         self._database.write(seen_again)
 
+    def correct(self, sop_uid: str, *, age_years: int | None, sex: str) -> None:
+        """Note the age and sex of an image whose demographics the hospital corrected."""
+        values = {"age_years": age_years, "sex": sex}
+        self._database.write(
+            lambda connection: connection.execute(update(instance).where(instance.c.sop_uid == sop_uid).values(values))
+        )
+
     def of_study(self, study_uid: str) -> list[Instance]:
         """Give the images of a study, sorted by UID."""
         query = select(instance).where(instance.c.study_uid == study_uid).order_by(instance.c.sop_uid)

@@ -1,0 +1,142 @@
+"""The cache of decoded images: right, incremental, whole after a kill, blankable."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import studies
+from pydicom.dataset import Dataset
+
+from models.errors import Unreadable
+from models.preprocess import Preprocessing, preprocess
+from node.keep import cache as room
+from node.keep.cache import Cache
+from node.keep.records import Instance
+
+SPEC = Preprocessing(32)
+
+
+def instance(number: int, *, pixel_digest: str = "p") -> Instance:
+    return Instance(
+        sop_uid=studies.uid("sop", number),
+        series_uid="2.25.1",
+        study_uid="2.25.2",
+        pid="OST-AAAAAAAAAAAAAAAA",
+        sop_class_uid="1.2.840.10008.5.1.4.1.1.1",
+        transfer_syntax_uid="1.2.840.10008.1.2.1",
+        path=str(number),
+        header_digest="h",
+        pixel_digest=pixel_digest,
+        modality="CR",
+        body_part="LEG",
+        age_years=9,
+        sex="F",
+        device="",
+        accession_key="",
+        study_id_key="",
+    )
+
+
+def read(one: Instance) -> Dataset:
+    return studies.image(patient=1, instance=int(one.path))
+
+
+def test_a_row_is_what_serving_sees(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, SPEC)
+    images = [instance(number) for number in (1, 2, 3)]
+    assert cache.build(images, read) == 3
+    rows = cache.pixels([images[2].sop_uid, images[0].sop_uid])
+    for row, number in zip(rows, (3, 1), strict=True):
+        assert np.array_equal(row.astype(np.float32) / 255, preprocess(read(instance(number)), SPEC)[0])
+    known = cache.get(images[0].sop_uid)
+    assert known is not None
+    assert known.taken_on == studies.STUDY_DATE
+
+
+def test_nothing_is_decoded_twice_and_a_changed_file_is(tmp_path: Path) -> None:
+    images = [instance(number) for number in (1, 2)]
+    Cache(tmp_path, SPEC).build(images, read)
+    again = Cache(tmp_path, SPEC)
+    assert again.build([*images, instance(3)], read) == 1
+    assert again.build([replace(images[0], pixel_digest="other", path="9")], read) == 1
+    assert np.array_equal(again.pixels([images[0].sop_uid])[0] / np.float32(255), preprocess(read(instance(9)), SPEC)[0])
+    assert len(Cache(tmp_path, SPEC)) == 3
+
+
+def test_unreadable_images_are_recorded_and_not_tried_again(tmp_path: Path) -> None:
+    tries = []
+
+    def broken(one: Instance) -> Dataset:
+        tries.append(one.sop_uid)
+        raise Unreadable("no codec")
+
+    cache = Cache(tmp_path, SPEC)
+    cache.build([instance(1)], broken)
+    cache.build([instance(1)], broken)
+    known = Cache(tmp_path, SPEC).get(instance(1).sop_uid)
+    assert known is not None
+    assert (known.row, known.problem, len(tries), len(cache)) == (room.NO_ROW, "no codec", 1, 0)
+    with pytest.raises(KeyError):
+        cache.pixels([instance(1).sop_uid])
+
+
+@pytest.mark.parametrize("lost", ["index line torn", "row without line", "line without row"])
+def test_what_a_kill_leaves_is_repaired(tmp_path: Path, lost: str) -> None:
+    """A kill between any two writes costs at most the images that were not yet in the index."""
+    cache = Cache(tmp_path, SPEC)
+    cache.build([instance(1), instance(2)], read)
+    index, pixels = cache.folder / "index.jsonl", cache.folder / "pixels.u8"
+    if lost == "index line torn":
+        index.write_bytes(index.read_bytes()[:-20])
+    elif lost == "row without line":
+        pixels.write_bytes(pixels.read_bytes() + b"x" * 700)
+    else:
+        pixels.write_bytes(pixels.read_bytes()[:-1])
+    again = Cache(tmp_path, SPEC)
+    again.build([instance(number) for number in (1, 2, 3)], read)
+    uids = [instance(number).sop_uid for number in (1, 2, 3)]
+    for cached in (again, Cache(tmp_path, SPEC)):
+        for row, number in zip(cached.pixels(uids), (1, 2, 3), strict=True):
+            assert np.array_equal(row / np.float32(255), preprocess(read(instance(number)), SPEC)[0])
+    assert pixels.stat().st_size == 3 * 32 * 32
+
+
+def test_a_killed_build_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "CHUNK", 2)
+
+    def killed_at_four(one: Instance) -> Dataset:
+        if one.path == "4":
+            raise KeyboardInterrupt
+        return read(one)
+
+    images = [instance(number) for number in range(1, 6)]
+    with pytest.raises(KeyboardInterrupt):
+        Cache(tmp_path, SPEC).build(images, killed_at_four)
+    told: list[tuple[int, int]] = []
+    assert Cache(tmp_path, SPEC).build(images, read, progress=lambda done, total: told.append((done, total))) == 3
+    assert told == [(2, 3), (3, 3)]
+
+
+def test_blanked_rows_are_zero_on_the_disk_and_forgotten(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, SPEC)
+    cache.build([instance(1), instance(2)], read)
+    cache.build([replace(instance(1), pixel_digest="newer")], read)  # its older row must go too
+    before = cache.pixels([instance(2).sop_uid])
+    assert cache.blank([instance(1).sop_uid, "2.25.404"]) == 1
+    again = Cache(tmp_path, SPEC)
+    assert again.get(instance(1).sop_uid) is None
+    assert np.array_equal(again.pixels([instance(2).sop_uid]), before)
+    on_disk = np.fromfile(cache.folder / "pixels.u8", np.uint8).reshape(3, -1)
+    assert [bool(row.any()) for row in on_disk] == [False, True, False]
+    assert again.build([instance(1)], read) == 1
+
+
+def test_another_preprocessing_has_rows_of_its_own(tmp_path: Path) -> None:
+    Cache(tmp_path, SPEC).build([instance(1)], read)
+    other = Cache(tmp_path, Preprocessing(16))
+    assert other.get(instance(1).sop_uid) is None
+    other.build([instance(1)], read)
+    assert other.pixels([instance(1).sop_uid]).shape == (1, 16, 16)
