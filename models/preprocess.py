@@ -268,7 +268,7 @@ def missing_codecs() -> list[str]:
     except ImportError:
         missing += ["JPEG", "JPEG-LS", "JPEG 2000"]
     else:
-        codecs = {"JPEG": imagecodecs.JPEG8, "JPEG-LS": imagecodecs.JPEGLS, "JPEG 2000": imagecodecs.JPEG2K}
+        codecs: dict[str, Any] = {"JPEG": imagecodecs.JPEG8, "JPEG-LS": imagecodecs.JPEGLS, "JPEG 2000": imagecodecs.JPEG2K}
         missing += [name for name, codec in codecs.items() if not codec.available]
     return missing + ([] if find_spec("rle") else ["RLE"])
 

@@ -33,7 +33,6 @@ from pydicom.uid import (
     XRayRadiofluoroscopicImageStorage,
 )
 from pynetdicom import AE, _config
-from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 import node
@@ -102,7 +101,7 @@ def echo(pacs: Pacs, calling: str) -> None:
     """
     entity = ae(calling, timeout_s=pacs.timeout_s)
     entity.add_requested_context(Verification)
-    association = associate(entity, pacs)
+    association = entity.associate(pacs.host, pacs.port, ae_title=pacs.ae_title.strip())
     try:
         if not association.is_established:
             raise PeerAway(f"{pacs.name}: {not_established(association.is_rejected, pacs)}")
@@ -112,15 +111,6 @@ def echo(pacs: Pacs, calling: str) -> None:
     finally:
         if association.is_established:
             association.release()
-
-
-def associate(entity: AE, pacs: Pacs) -> Association:
-    """Ask `pacs` for an association; see `is_established` for what came of it."""
-    association = entity.associate(pacs.host, pacs.port, ae_title=pacs.ae_title.strip())
-    transport = association.dul.socket
-    if not association.is_established and transport is not None and transport.socket is not None:
-        transport.socket.close()  # pynetdicom leaves it open when nobody listens there
-    return association
 
 
 def not_established(rejected: bool, pacs: Pacs) -> str:

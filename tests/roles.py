@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +16,7 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 from pynetdicom import AE
-from studies import encoded
+from studies import encoded, part10, read
 
 from node.receive.intake import Intake, Taken
 
@@ -113,9 +112,6 @@ def send(
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 30
     for pair in {(one.SOPClassUID, one.file_meta.TransferSyntaxUID) for one in datasets}:
         ae.add_requested_context(*pair)
-    with socket.socket() as probe:  # pynetdicom leaves its socket open where nobody listens
-        if probe.connect_ex((host, port)):
-            return []
     association = ae.associate(host, port, ae_title=called)
     if not association.is_established:
         return []
@@ -123,7 +119,7 @@ def send(
         statuses: list[int | None] = []
         for one in datasets:
             try:
-                statuses.append(getattr(association.send_c_store(one), "Status", None))
+                statuses.append(getattr(association.send_c_store(read(part10(one))), "Status", None))
             except RuntimeError:  # the association ended under way
                 statuses.append(None)
         return statuses

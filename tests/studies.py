@@ -194,6 +194,7 @@ def encode(dataset: FileDataset, transfer_syntax: str) -> None:
     meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     meta.TransferSyntaxUID = UID(transfer_syntax)
+    dataset.set_original_encoding(meta.TransferSyntaxUID.is_implicit_VR, meta.TransferSyntaxUID.is_little_endian)
     meta.ImplementationClassUID = uid("implementation")
     meta.ImplementationVersionName = "TEST_1"
 

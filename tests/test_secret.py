@@ -289,7 +289,7 @@ def test_a_kill_in_the_middle_of_a_c_store_leaves_nothing_of_the_patient(site: P
             receiver.process.send_signal(signal.SIGKILL)
 
         with _Cutting(port, limit, kill) as wire:
-            send([one], port=wire)
+            assert send([one], port=wire) in ([None], [0]), "no association"
         assert receiver.process.wait(30) == -signal.SIGKILL
     finally:
         receiver.close()
@@ -319,13 +319,17 @@ class _Cutting:
 
     def _run(self) -> None:
         caller, _address = self.listener.accept()
+        while not (data := caller.recv(65536)):  # a stranger who looks what listens here
+            caller.close()
+            caller, _address = self.listener.accept()
         with caller, socket.create_connection(("127.0.0.1", self.port)) as called:
             back = threading.Thread(target=_pump, args=(called, caller))
             back.start()
             gone = 0
-            while gone < self.limit and (data := caller.recv(65536)):
+            while data:
                 called.sendall(data)
                 gone += len(data)
+                data = caller.recv(65536) if gone < self.limit else b""
             self.cut()
             for end in (caller, called):
                 end.shutdown(socket.SHUT_RDWR)

@@ -37,10 +37,13 @@ _NOT_THE_IMAGE = frozenset(
         "PlanarConfiguration",
         "LossyImageCompression",
         "LossyImageCompressionRatio",
+        "DeidentificationMethod",
+        "DeidentificationMethodCodeSequence",
         "LossyImageCompressionMethod",
     }
 )
-"""No part of the header digest: demographics, which are corrected, and what a PACS writes anew in another transfer syntax."""
+"""No part of the header digest: demographics, which are corrected; what a PACS writes anew in another transfer syntax; and our
+own version, so that an image sent again after an upgrade is the same image."""
 
 
 class Archive:

@@ -1,0 +1,154 @@
+"""Figures against an oracle, intervals against what is known of them, and the gate's decisions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import balanced_accuracy_score, brier_score_loss, roc_auc_score, roc_curve
+
+from models.card import Metric
+from training import evaluate, promote
+from training.corpus import Sample
+from training.evaluate import Predictions
+from training.promote import Evidence, Verdict
+from training.recipe import Gate
+
+
+def predictions(n: int, *, skill: float, seed: int = 0, per_patient: int = 1) -> Predictions:
+    generator = np.random.default_rng(seed)
+    truth = np.arange(n) % 2
+    logit = skill * (0.5 - truth) * 2 + generator.normal(size=n)
+    return Predictions(
+        studies=tuple(f"2.25.{row}" for row in range(n)),
+        patients=tuple(f"P{row // 2 // per_patient}-{row % 2}" for row in range(n)),
+        truth=truth.astype(np.int64),
+        probabilities=evaluate.softmax(np.stack([logit, np.zeros(n)], axis=1)),
+        urgent=(0,),
+    )
+
+
+def test_figures_are_those_of_scikit_learn() -> None:
+    said = predictions(80, skill=0.6)
+    found = evaluate.metrics(said, "test", seed=1, draws=300)
+    positive = (said.truth == 0).astype(int)
+    assert found["auc"].value == pytest.approx(roc_auc_score(positive, said.score))
+    assert found["brier"].value == pytest.approx(brier_score_loss(positive, said.score))
+    expected = balanced_accuracy_score(said.truth, said.probabilities.argmax(axis=1))
+    assert found["balanced_accuracy"].value == pytest.approx(expected)
+    expected_curve = roc_curve(positive, said.score, drop_intermediate=False)[:2]
+    for ours, theirs in zip(evaluate.roc(said.positive, said.score), expected_curve, strict=True):
+        assert ours == pytest.approx(theirs)
+    assert all(metric.low <= metric.value <= metric.high and metric.n for name, metric in found.items() if name != "ece")
+    assert {metric.n for metric in found.values()} >= {80, 40}
+
+
+def test_wilson_is_the_textbook_interval() -> None:
+    """Newcombe, Statistics in Medicine 1998, table I: 81 of 263 and 0 of 20."""
+    assert evaluate.wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert evaluate.wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+    assert evaluate.wilson(0, 0) == (0.0, 1.0)
+
+
+def test_studies_of_one_patient_are_not_counted_as_patients() -> None:
+    many = evaluate.auc_with_interval(predictions(120, skill=0.5), "test", seed=1)
+    few = evaluate.auc_with_interval(predictions(120, skill=0.5, per_patient=10), "test", seed=1)
+    assert many is not None
+    assert few is not None
+    assert (many.n, few.n) == (120, 12)
+
+
+def test_a_perfect_separation_of_few_patients_is_not_certain() -> None:
+    found = evaluate.auc_with_interval(predictions(12, skill=50), "test", seed=1)
+    assert found is not None
+    assert found.value == found.high == 1
+    assert found.low < 0.7
+
+
+def test_a_model_does_not_differ_from_itself_and_paired_is_narrower() -> None:
+    one, other = predictions(100, skill=1, seed=1), predictions(100, skill=0.2, seed=2)
+    same = evaluate.difference(one, one, "same", seed=3)
+    apart = evaluate.difference(one, other, "apart", seed=3)
+    assert same is not None
+    assert apart is not None
+    assert (same.low, same.value, same.high) == (0, 0, 0)
+    assert apart.low > 0
+    perfect = evaluate.difference(predictions(20, skill=50, seed=1), predictions(20, skill=50, seed=2), "both perfect", seed=3)
+    assert perfect is not None
+    assert perfect.low < -0.05  # twenty patients cannot show that
+
+
+def test_images_of_a_study_are_combined_as_serving_does() -> None:
+    samples = [Sample(f"2.25.{n}", f"2.25.9{n // 2}", f"P{n // 2}", n // 2, 9, "F", "", 0, 0) for n in range(4)]
+    logits = np.array([[2.0, 0], [-1, 0], [0, 1], [0, 3]])
+    combined = evaluate.by_study(samples, logits, (0,))
+    assert combined.probabilities == pytest.approx(evaluate.softmax(np.array([[0.5, 0], [0, 2]])))
+    assert combined.truth.tolist() == [0, 1]
+
+
+def test_trivial_baselines_find_what_needs_no_picture() -> None:
+    generator = np.random.default_rng(0)
+    samples = [
+        Sample(f"2.25.{n}", f"2.25.{n}", f"P{n}", n % 2, int(8 + 4 * (n % 2) + generator.integers(3)), "F", "", 90, 20)
+        for n in range(60)
+    ]
+    by_age = evaluate.trivial(samples[:40], samples[40:], evaluate.age_and_sex, 2)
+    by_grey = evaluate.trivial(samples[:40], samples[40:], evaluate.grey, 2)
+    assert evaluate.auc(evaluate.by_study(samples[40:], by_age, (0,)).positive, np.exp(by_age[:, 0])) > 0.9
+    assert np.exp(by_grey) == pytest.approx(0.5, abs=0.01)
+
+
+def figure(value: float, low: float, high: float) -> Metric:
+    return Metric("AUC", value, low, high, 200)
+
+
+def judged(*, smaller: int = 100, auc: Metric | None = figure(0.9, 0.85, 0.95), **options: object) -> promote.Decision:  # noqa: B008
+    evidence: dict[str, object] = {
+        "smaller_class": smaller,
+        "auc": auc,
+        "against_champion": None,
+        "champion": None,
+        "incomparable": "",
+        "against_baselines": {"age and sex": figure(0.3, 0.2, 0.4), "mean grey and spread": figure(0.3, 0.2, 0.4)},
+    }
+    return promote.decide(Evidence(**(evidence | options)), Gate())  # type: ignore[arg-type]
+
+
+def test_a_first_model_has_to_beat_chance_and_what_needs_no_picture() -> None:
+    assert judged().verdict is Verdict.PROMOTE
+    assert judged(auc=figure(0.6, 0.49, 0.7)).verdict is Verdict.INSUFFICIENT
+    assert judged(auc=figure(0.4, 0.3, 0.5)).verdict is Verdict.REFUSE
+    level = judged(against_baselines={"age and sex": figure(0.05, -0.02, 0.1)})
+    assert level.verdict is Verdict.INSUFFICIENT
+    assert "age and sex" in level.words
+    assert judged(against_baselines={"age and sex": figure(-0.1, -0.2, 0.0)}).verdict is Verdict.REFUSE
+
+
+@pytest.mark.parametrize(
+    ("apart", "verdict"),
+    [
+        (figure(0.0, -0.049, 0.05), Verdict.PROMOTE),
+        (figure(0.0, -0.05, 0.05), Verdict.INSUFFICIENT),
+        (figure(0.02, -0.08, 0.12), Verdict.INSUFFICIENT),
+        (figure(-0.2, -0.3, -0.1), Verdict.REFUSE),
+    ],
+)
+def test_a_candidate_has_to_be_shown_not_worse_by_the_margin(apart: Metric, verdict: Verdict) -> None:
+    decision = judged(champion="20260101-0123456789", against_champion=apart)
+    assert decision.verdict is verdict
+    assert "margin 0.05" in decision.words
+
+
+def test_below_the_minimum_nothing_is_promoted_however_good_it_looks() -> None:
+    better = figure(0.3, 0.2, 0.4)
+    for options in ({}, {"champion": "20260101-0123456789", "against_champion": better}):
+        decision = judged(smaller=29, **options)
+        assert decision.verdict is Verdict.INSUFFICIENT
+        assert "29 locked patients" in decision.words
+    assert judged(smaller=30).verdict is Verdict.PROMOTE
+
+
+def test_what_cannot_be_compared_is_not_decided() -> None:
+    assert judged(auc=None).verdict is Verdict.INSUFFICIENT
+    decision = judged(champion="20260101-0123456789", incomparable="it knows other classes")
+    assert decision.verdict is Verdict.INSUFFICIENT
+    assert "other classes" in decision.words
