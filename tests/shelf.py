@@ -144,14 +144,13 @@ class Desk:
         return self.catalogue.deliveries.claim(claim_s=CLAIM_S, now=self.now, destinations=destinations or None)
 
     def send(self, delivery: Delivery, *, tone: str = "") -> Document:
-        """Stamp and send as the replier does, and settle the study."""
+        """Stamp and send as the replier does."""
         while True:
             built = document(delivery, tone=tone)
             delivery = self.catalogue.deliveries.stamp(delivery.id, built, now=self.now)
             if delivery.document == built:
                 break
         self.catalogue.deliveries.sent(delivery.id, now=self.now)
-        self.catalogue.studies.settle(delivery.study_uid, now=self.now)
         return built
 
     def answer(self, study: str = "1", *, model: str = "v1", to: Sequence[str] = ("main",)) -> Result:

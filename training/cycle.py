@@ -155,7 +155,8 @@ class _Cycle:
             raise NotFound(f"there is no run {run_id!r} to continue; `osteon train list` shows what there is")
         self.folder = runs / (run_id or _new_id(runs, self.now(), self.recipe.name))
         durable.make_folder(self.folder)
-        with open(self.folder / "lock", "w", encoding="ascii") as lock:
+        (self.folder / "lock").touch(mode=0o600)
+        with open(self.folder / "lock", "ab") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -103,9 +103,7 @@ def fit(
             ],
             weight_decay=recipe.weight_decay,
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / (steps * recipe.epochs))))
-        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _share_of_lr(step, steps, recipe.epochs))
         best_loss, best_epoch, best_state = math.inf, 0, network.state_dict()
         for epoch in range(1, epochs + 1):
             started = time.perf_counter()
@@ -172,6 +170,11 @@ def temperature(logits: NDArray[np.floating], targets: NDArray[np.integer], *, l
         else:
             left = a
     return 2 / (left + right)
+
+
+def _share_of_lr(step: int, steps: int, epochs: int) -> float:
+    """Rise over the first epoch of `steps`, so that a fresh head does not tear up the weights below it; then fall as a cosine."""
+    return min(1.0, (step + 1) / steps) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / (steps * epochs))))
 
 
 def _prepared(network: Network, recipe: Recipe) -> Network:

@@ -95,8 +95,7 @@ def _line(catalogue: Catalogue, study: Study, now: datetime) -> str:
         told.append(f"model {result.model_id}: {said}")
     told += [
         f"{row.destination}: {row.state}" + (f" ({row.reason})" if row.reason else "")
-        for row in catalogue.deliveries.list()
-        if row.study_uid == study.uid
+        for row in catalogue.deliveries.of_study(study.uid)
     ]
     if study.reason:
         told.append(study.reason)

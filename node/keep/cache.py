@@ -196,7 +196,7 @@ class Cache:
     def _alone(self) -> Iterator[None]:
         """Be the only writer, start from what is on the disk, and cut off what an interrupted build left unnamed."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with open(self.folder / "lock", "w", encoding="ascii") as lock:
+        with open(self.folder / "lock", "ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             lines = list(self._lines())
             self._rows = {line.sop_uid: line for line in lines}

@@ -316,7 +316,7 @@ def test_what_is_held_or_dead_stays_until_a_person_revives_it(desk: Desk) -> Non
     deliveries.hold(ids["a"], reason="the PACS names another patient", now=desk.now)
     deliveries.kill(ids["b"], reason="no answer", now=desk.now)
     deliveries.retry_at(ids["c"], reason="no answer", next_attempt_at=desk.now + timedelta(hours=1), now=desk.now)
-    assert desk.catalogue.studies.settle("1", now=desk.now).state is StudyState.DELIVERING
+    assert desk.state() is StudyState.DELIVERING
     assert [row.reason for row in deliveries.list([DeliveryState.HELD, DeliveryState.DEAD])] == [
         "the PACS names another patient",
         "no answer",
@@ -335,7 +335,7 @@ def test_what_is_held_or_dead_stays_until_a_person_revives_it(desk: Desk) -> Non
         desk.send(row)
     deliveries.sent(ids["c"], now=desk.now)
     assert deliveries.revive(None, desk.now) == 0
-    assert desk.catalogue.studies.settle("1", now=desk.now).state is StudyState.DELIVERED
+    assert desk.state() is StudyState.DELIVERED
 
 
 def test_what_is_sent_stays_sent(desk: Desk) -> None:
@@ -357,7 +357,7 @@ def test_an_unknown_delivery_or_study_is_not_found(desk: Desk) -> None:
     assert desk.catalogue.results.get(9) is None
     assert desk.catalogue.results.latest("9") is None
     with pytest.raises(NotFound):
-        desk.catalogue.studies.settle("9", now=desk.now)
+        desk.catalogue.deliveries.sent(9, now=desk.now)
     with pytest.raises(NotFound):
         desk.catalogue.deliveries.documents_before(9)
 

@@ -246,7 +246,7 @@ def test_a_late_image_is_answered_even_where_one_destination_is_dead(desk: Desk)
             desk.send(delivery)
         else:
             desk.catalogue.deliveries.kill(delivery.id, reason="no answer for three days", now=desk.now)
-            assert desk.catalogue.studies.settle("1", now=desk.now).state is StudyState.DELIVERING
+            assert desk.state() is StudyState.DELIVERING
     desk.image(number=2)
     assert desk.state() is StudyState.RECEIVING
 
@@ -625,6 +625,15 @@ class AnyOrder(RuleBasedStateMachine):
         else:
             self.catalogue.studies.fail(study, reason="no memory", next_attempt_at=self.desk.now, now=self.desk.now)
 
+    @rule(model=st.sampled_from(["v1", "v1", "v2"]))
+    def reply(self, model: str) -> None:
+        """Do at once what the rules before and after this one do singly, so that many sequences come as far as a delivery."""
+        self.time(QUIET_S)
+        if found := self.desk.claim():
+            assert found.uid in self.asked
+            self.desk.put(found.uid, model=model, to=["main", "second"])
+        self.desk.open()
+
     @rule(answers_on=st.sampled_from([True, True, False]))
     def open(self, answers_on: bool) -> None:
         self.desk.open(answers_on=answers_on)
@@ -644,7 +653,6 @@ class AnyOrder(RuleBasedStateMachine):
             deliveries.kill(row.id, reason="away", now=now)
         elif outcome == "held":
             deliveries.hold(row.id, reason="other patient", now=now)
-        self.catalogue.studies.settle(row.study_uid, now=now)
 
     @rule()
     def revive(self) -> None:
@@ -686,5 +694,5 @@ class AnyOrder(RuleBasedStateMachine):
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(
-    max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=30, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )

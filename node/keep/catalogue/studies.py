@@ -174,18 +174,6 @@ class Studies:
 
         self._database.write(reopen)
 
-    def settle(self, uid: str, *, now: datetime) -> Study:
-        """Move a study on after one of its deliveries changed: `delivered` when all are sent, a new round when it is late."""
-
-        def settle(connection: Connection) -> Study:
-            states.settle(connection, uid, now=now)
-            found = _get(connection, uid)
-            if found is None:
-                raise NotFound
-            return found
-
-        return self._database.write(settle)
-
 
 def _select() -> Select[Any]:
     images = select(func.count()).where(instance.c.study_uid == study.c.uid).scalar_subquery()

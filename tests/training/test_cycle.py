@@ -1,0 +1,207 @@
+"""One run from archive to shelf: what it leaves, what a kill costs, who may be promoted."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from labelled import NOW, labelled_site, pid, settings_of
+from typer.testing import CliRunner
+
+from models.registry import Registry
+from node.errors import NotFound
+from node.keep.catalogue import Catalogue
+from training import checkpoint, cycle, promote
+from training.finetune import Epoch
+from training.recipe import Gate, Recipe, named
+from training.verbs import app
+
+RECIPE = replace(named("phantom"), size_px=32, folds=3, epochs=2, batch=8, gate=Gate(draws=200))
+IS_LOCKED = frozenset(range(0, 24, 3))
+
+
+class Heard:
+    """Keeps what a run told; interrupts it at an epoch of a fit when asked to."""
+
+    def __init__(self, stop_in: str = "") -> None:
+        self.stages: list[str] = []
+        self.epochs: list[tuple[str, int]] = []
+        self.stop_in = stop_in
+
+    def stage(self, what: str, total: int = 0) -> None:
+        self.stages.append(what)
+
+    def advance(self, done: int) -> None:
+        pass
+
+    def epoch(self, fit: str, line: Epoch) -> None:
+        self.epochs.append((fit, line.epoch))
+        if fit == self.stop_in:
+            raise KeyboardInterrupt
+
+
+def run(site: Path, recipe: Recipe = RECIPE, *, heard: Heard | None = None, run_id: str = "") -> cycle.Outcome:
+    return cycle.run(settings_of(site), recipe, now=lambda: NOW, progress=heard or Heard(), run_id=run_id)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return labelled_site(tmp_path_factory.mktemp("training"), patients=24, is_locked=lambda patient: patient in IS_LOCKED)
+
+
+@pytest.fixture(scope="module")
+def first(site: Path) -> cycle.Outcome:
+    return run(site)
+
+
+@pytest.fixture
+def promoting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the gate say `promote` whatever it sees."""
+    monkeypatch.setattr(promote, "decide", lambda *_: promote.Decision(promote.Verdict.PROMOTE, "It is better."))
+
+
+def read(outcome: cycle.Outcome, name: str) -> Any:
+    return json.loads((outcome.folder / name).read_bytes())
+
+
+def test_eight_locked_patients_are_too_few_and_nothing_goes_into_service(site: Path, first: cycle.Outcome) -> None:
+    registry = Registry(settings_of(site).storage.root / "models")
+    assert first.decision == "insufficient evidence"
+    assert "4 locked patients in the smaller class" in first.words
+    assert first.by_hand == f"osteon models promote {first.version} --reason TEXT"
+    assert registry.champion() is None
+    card = registry.verify(first.version)
+    assert (card.decision, card.locked_looks, card.training_mix) == ("insufficient evidence", 1, (8, 8))
+    assert {"AUC, out of fold", "AUC, locked patients"} <= {metric.name for metric in card.metrics}
+    with Catalogue.open(settings_of(site).storage.catalogue) as catalogue:
+        last = catalogue.runs.list()[-1]
+    assert (last.folder, last.outcome, last.model_id) == (first.run, "done", first.version)
+
+
+def test_locked_patients_train_calibrate_and_validate_nothing(site: Path, first: cycle.Outcome) -> None:
+    locked = {pid(patient) for patient in IS_LOCKED}
+    assert not Registry(settings_of(site).storage.root / "models").corpus(first.version) & locked
+    lists = read(first, "corpus.json")
+    assert {sample["pid"] for sample in lists["locked"]} == locked
+    assert not {sample["pid"] for sample in lists["training"]} & locked
+    folds = read(first, "folds.json")["folds"]
+    assert not {one for fold in folds for one in (*fold["validation"], *fold["test"])} & locked
+    predictions = read(first, "predictions.json")
+    assert set(predictions["locked patients"]["patients"]) == locked
+    assert not set(predictions["out of fold"]["patients"]) & locked
+    assert len(predictions["out of fold"]["studies"]) == 16
+
+
+def test_the_run_folder_tells_everything_and_is_private(first: cycle.Outcome) -> None:
+    files = [file for file in first.folder.rglob("*") if file.is_file()]
+    names = {str(file.relative_to(first.folder)) for file in files}
+    plots = {"loss.png", "roc.png", "confusion.png", "calibration.png"}
+    assert plots | {"metrics.jsonl", "report.html", "decision.json", "evaluation.json", "model.onnx", "reference.npz"} <= names
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+    page = (first.folder / "report.html").read_text()
+    assert not re.search(r"(?:src|href|url)\s*[=(]\s*[\"']?(?:https?:)?//", page)
+    assert "<script" not in page
+    for word in ("insufficient evidence", "Research use only", "age and sex", "95 % interval", "Brier"):
+        assert word in page
+    lines = [json.loads(line) for line in (first.folder / "metrics.jsonl").read_text().splitlines()]
+    assert {line["fit"] for line in lines} == {"fold 0", "fold 1", "fold 2", "refit"}
+
+
+def test_the_file_on_the_shelf_says_what_the_run_wrote_of_the_locked(site: Path, first: cycle.Outcome) -> None:
+    registry = Registry(settings_of(site).storage.root / "models")
+    session = onnxruntime.InferenceSession(registry.model(first.version), providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == ["logits", "features"]
+    parity = read(first, "parity.json")
+    assert parity["images"] > 1
+    assert max(parity["logits"], parity["features"]) <= 1e-4
+
+
+def test_a_killed_run_continues_to_the_same_model_and_the_gate_alone_moves_the_champion(
+    site: Path, first: cycle.Outcome, promoting: None
+) -> None:
+    """The second run is stopped in a fold and in the refit; it ends with the bytes of the run that was never stopped."""
+    with pytest.raises(KeyboardInterrupt):
+        run(site, heard=Heard(stop_in="fold 1"))
+    with Catalogue.open(settings_of(site).storage.catalogue) as catalogue:
+        row = catalogue.runs.last()
+    assert row is not None
+    assert row.outcome == "interrupted"
+    second = Heard(stop_in="refit")
+    with pytest.raises(KeyboardInterrupt):
+        run(site, heard=second, run_id=row.folder)
+    assert {fit for fit, _ in second.epochs} == {"fold 1", "fold 2", "refit"}
+    with (settings_of(site).storage.root / "runs" / row.folder / "metrics.jsonl").open("a") as torn:
+        torn.write('{"fit": "refit", "ep')
+    third = Heard()
+    ended = run(site, heard=third, run_id=row.folder)
+    assert {fit for fit, _ in third.epochs} == {"refit"}
+    for name in ("fits/fold-0.json", "fits/fold-1.json", "fits/fold-2.json", "corpus.json", "folds.json", "model.onnx"):
+        assert (ended.folder / name).read_bytes() == (first.folder / name).read_bytes(), name
+    mine, theirs = (checkpoint.load(one.folder / "fits" / "refit.pt") for one in (first, ended))
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    lines = [json.loads(line) for line in (ended.folder / "metrics.jsonl").read_text().splitlines()]
+    assert len({(line["fit"], line["epoch"]) for line in lines}) == len(lines)
+    registry = Registry(settings_of(site).storage.root / "models")
+    move = registry.history()[-1]
+    assert (registry.champion(), move.by, move.decision, move.reason) == (ended.version, "gate", "promote", "It is better.")
+    registry.promote(first.version, by="a person", reason="a test", decision="", now=NOW, locked=())
+    assert run(site, run_id=ended.run).version == ended.version  # a finished run does nothing again
+    assert registry.champion() == first.version
+
+
+def test_a_candidate_is_compared_with_the_model_in_service_and_the_look_is_counted(site: Path, first: cycle.Outcome) -> None:
+    root = settings_of(site).storage.root
+    registry = Registry(root / "models")
+    registry.promote(first.version, by="a person", reason="a test", decision="", now=NOW, locked=())
+    looks = len((root / "models" / "looks.jsonl").read_text().splitlines())
+    for name in ("evaluation", "gate", "decision", "outcome"):
+        (first.folder / f"{name}.json").unlink()
+    again = run(site, run_id=first.run)
+    found = read(again, "evaluation.json")
+    assert found["looks"] == looks + 1
+    assert (found["champion"], found["incomparable"]) == (first.version, "")
+    apart = found["against_champion"]
+    assert np.allclose([apart["value"], apart["low"], apart["high"]], 0)  # it is the same network
+    assert "against the model in service" in again.words
+    shown = CliRunner().invoke(app, ["show", first.run, "--config", str(site)])
+    assert "insufficient evidence" in shown.stdout
+    assert "AUC, locked patients" in shown.stdout
+    listed = CliRunner().invoke(app, ["list", "--config", str(site)])
+    assert first.run in listed.stdout
+
+
+def test_a_run_is_continued_by_its_own_recipe_only(site: Path, first: cycle.Outcome) -> None:
+    with pytest.raises(cycle.OtherRun):
+        run(site, replace(RECIPE, lr=1e-5), run_id=first.run)
+    for name in ("nothing", "../runs/" + first.run):
+        with pytest.raises(NotFound):
+            run(site, run_id=name)
+
+
+def test_too_few_labels_end_in_one_line_that_says_what_to_do(tmp_path: Path) -> None:
+    small = labelled_site(tmp_path, patients=4)
+    command = [sys.executable, "-m", "training", "--config", str(small), "--recipe", "phantom"]
+    told = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert told.returncode == 2
+    last = told.stderr.strip().splitlines()[-1]
+    assert last.startswith("osteon: recipe phantom needs 5 labelled patients")
+    assert "osteon labels import" in last
+    with Catalogue.open(settings_of(small).storage.catalogue) as catalogue:
+        row = catalogue.runs.last()
+    assert row is not None
+    assert row.outcome.startswith("failed: recipe phantom needs")
+
+
+def test_the_verbs_do_not_load_torch_before_a_run() -> None:
+    code = "import sys, training.verbs; sys.exit(bool({'torch', 'sklearn', 'matplotlib', 'sqlalchemy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
