@@ -19,7 +19,7 @@ demo: $(READY) ## show the whole way on this machine: PACS, node, training, SR (
 test: $(READY) $(TOOLS) ## run the tests
 	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadgroup
 
-test-long: $(READY) $(TOOLS) ## run chaos, soak and the demo from a clean clone
+test-long: $(READY) $(TOOLS) ## run chaos, soak, fuzzing and the demo from a clean clone
 	$(BIN)/python -m pytest -m long
 
 check: $(READY) ## format, lint, types, imports, what the docs claim

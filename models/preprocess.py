@@ -213,7 +213,12 @@ def _native(dataset: Dataset, layout: _Layout, *, big_endian: bool) -> Patterns:
 def _run_length(frame: bytes, layout: _Layout) -> Patterns:
     from rle.utils import decode_frame  # type: ignore[attr-defined]  # an extension module's function, re-exported
 
-    data = decode_frame(frame, layout.rows * layout.columns, layout.allocated, "<")
+    try:
+        data = decode_frame(frame, layout.rows * layout.columns, layout.allocated, "<")
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":  # of Rust, on a stream that is too long; pyo3 makes it no Exception
+            raise Unreadable("the compressed image is not of the size that its header states") from None
+        raise
     return np.frombuffer(data, dtype=f"<u{layout.allocated // 8}").reshape(layout.shape)
 
 

@@ -5,13 +5,16 @@ Nothing heavy is imported here: `osteon --help` answers at once, and each verb i
 
 from __future__ import annotations
 
+import logging
 import sys
 from importlib.metadata import entry_points
 
 import typer
 
 from models.errors import OsteonError, Retriable
+from node import logs
 
+EXIT_FAULT = 1
 EXIT_FINAL = 2
 EXIT_RETRIABLE = 75  # EX_TEMPFAIL of sysexits.h
 
@@ -43,12 +46,19 @@ def build() -> typer.Typer:
 
 
 def main() -> None:
-    """Run the command line; an error of Osteon is one line and an exit code (2 final, 75 try again)."""
+    """Run the command line; an error of Osteon is one line and an exit code (2 final, 75 try again).
+
+    Any other error is a fault of ours: where it happened is told, not what it said, for that may name a patient.
+    """
+    logs.configure(stream=sys.stderr, level=logging.WARNING)
     try:
         build()()
     except OsteonError as error:
         typer.echo(f"osteon: {error}", err=True)
         sys.exit(EXIT_RETRIABLE if isinstance(error, Retriable) else EXIT_FINAL)
+    except Exception as error:
+        typer.echo(f"osteon: {logs.where(error)}", err=True)
+        sys.exit(EXIT_FAULT)
 
 
 if __name__ == "__main__":

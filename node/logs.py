@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
+import traceback
 import warnings
 from datetime import UTC, datetime
 from typing import TextIO
@@ -27,6 +29,19 @@ def event(logger: logging.Logger, what: str, *, level: int = logging.INFO, **fie
 def safe_message(error: BaseException) -> str:
     """Say what went wrong without repeating data: Osteon's own messages in full, a foreign error by its class alone."""
     return str(error) if isinstance(error, OsteonError) else type(error).__name__
+
+
+def where(error: BaseException) -> str:
+    """Say what kind of error it is and where it happened, without its message or any value: fit to be shown to anybody."""
+    places = [f"  {frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
+    return "\n".join([f"unexpected {type(error).__name__}; please report it with these lines", *places])
+
+
+def _thread_died(what: threading.ExceptHookArgs) -> None:
+    """Log the end of a thread by an error of whatever kind: the interpreter would print its message."""
+    told = "" if what.exc_value is None else where(what.exc_value)
+    name = what.thread.name if what.thread else ""
+    event(logging.getLogger("osteon.thread"), "thread died", level=logging.ERROR, thread=name, error=told)
 
 
 class _Lines(logging.Formatter):
@@ -62,4 +77,5 @@ def configure(*, stream: TextIO | None = None, as_json: bool | None = None, leve
         quiet.handlers[:] = [logging.NullHandler()]
         quiet.setLevel(logging.CRITICAL + 1)
         quiet.propagate = False
+    threading.excepthook = _thread_died
     warnings.filterwarnings("ignore", module=r"(pydicom|pynetdicom|highdicom)(\.|$)")

@@ -33,6 +33,7 @@ from pydicom.uid import (
     XRayRadiofluoroscopicImageStorage,
 )
 from pynetdicom import AE, _config
+from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 import node
@@ -101,7 +102,7 @@ def echo(pacs: Pacs, calling: str) -> None:
     """
     entity = ae(calling, timeout_s=pacs.timeout_s)
     entity.add_requested_context(Verification)
-    association = entity.associate(pacs.host, pacs.port, ae_title=pacs.ae_title.strip())
+    association = associated(entity, pacs)
     try:
         if not association.is_established:
             raise PeerAway(f"{pacs.name}: {not_established(association.is_rejected, pacs)}")
@@ -111,6 +112,20 @@ def echo(pacs: Pacs, calling: str) -> None:
     finally:
         if association.is_established:
             association.release()
+
+
+def associated(entity: AE, pacs: Pacs) -> Association:
+    """Ask `pacs` for an association; look at what comes back, it may be none.
+
+    Raises
+    ------
+    PeerAway
+        Its host has no address.
+    """
+    try:
+        return entity.associate(pacs.host, pacs.port, ae_title=pacs.ae_title.strip())
+    except OSError:
+        raise PeerAway(f"{pacs.name}: the host {pacs.host} has no address here; is its name spelt right?") from None
 
 
 def not_established(rejected: bool, pacs: Pacs) -> str:

@@ -21,13 +21,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from node.errors import BadKey, BadSettings
 
 KEY_BYTES = 32
-AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[\x20-\x5b\x5d-\x7e]+$")]
+AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^ *[\x21-\x5b\x5d-\x7e][\x20-\x5b\x5d-\x7e]*$")]
+"""Not of spaces alone (PS3.5 6.2)."""
 Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=86400)]
+Hours = Annotated[float, Field(gt=0, le=10 * 365 * 24)]
 PurposeName = Literal["answer", "learn"]
 
 
 class _Piece(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Caller(_Piece):
@@ -97,12 +100,15 @@ class Pacs(_Piece):
         return not self.answers_for or calling_ae.strip() in {ae.strip() for ae in self.answers_for}
 
 
+DatabaseURL = Annotated[str, Field(pattern=r"^(sqlite:///[^?]*[^?/]|postgresql(\+[a-z0-9]+)?://.+)$")]
+
+
 class Storage(_Piece):
     """Where everything lies."""
 
     root: Path
-    catalogue: str
-    vault: str
+    catalogue: DatabaseURL
+    vault: DatabaseURL
     site_key: str
     vault_key: str
 
@@ -123,9 +129,9 @@ class Storage(_Piece):
 class Completion(_Piece):
     """When a study counts as complete."""
 
-    quiet_s: Annotated[float, Field(ge=0)] = 120.0
-    max_wait_s: Annotated[float, Field(gt=0)] = 1800.0
-    answer_within_h: Annotated[float, Field(gt=0)] = 72.0
+    quiet_s: Annotated[float, Field(ge=0, le=86400)] = 120.0
+    max_wait_s: Seconds = 1800.0
+    answer_within_h: Hours = 72.0
 
 
 class Inference(_Piece):
@@ -136,7 +142,7 @@ class Inference(_Piece):
     threads: Annotated[int, Field(ge=0, le=256)] = 0
     answers: Literal["on", "off"] = "on"
     answer_not_applicable: Literal["send", "status only"] = "send"
-    claim_s: Annotated[float, Field(gt=0)] = 300.0
+    claim_s: Seconds = 300.0
 
 
 class Report(_Piece):
@@ -159,9 +165,9 @@ class Report(_Piece):
 class Delivery(_Piece):
     """How often and how long a result is offered to a PACS."""
 
-    retry_first_s: Annotated[float, Field(gt=0)] = 10.0
-    retry_max_s: Annotated[float, Field(gt=0)] = 3600.0
-    give_up_h: Annotated[float, Field(gt=0)] = 72.0
+    retry_first_s: Seconds = 10.0
+    retry_max_s: Seconds = 3600.0
+    give_up_h: Hours = 72.0
 
 
 class Training(_Piece):
@@ -204,6 +210,9 @@ def load(file: Path) -> Settings:
         text = file.read_text("utf-8")
     except OSError as error:
         raise BadSettings(f"{file}: cannot be read ({error.strerror}); `osteon init DIR` writes one") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise BadSettings(f"{file}: line {line}: not UTF-8; save the file as UTF-8 text") from None
     return parse(text, file)
 
 
@@ -217,7 +226,12 @@ def parse(text: str, file: Path) -> Settings:
         settings = Settings.model_validate(raw)
     except ValidationError as error:
         raise BadSettings("\n".join(_complaint(file, text, problem) for problem in error.errors())) from None
-    return _anchored(settings, file.resolve().parent)
+    settings = _anchored(settings, file.resolve().parent)
+    for one, other in (("catalogue", "vault"), ("site_key", "vault_key")):  # the same place may be spelt in two ways
+        if getattr(settings.storage, one) == getattr(settings.storage, other):
+            line = line_of(text, ("storage", other))
+            raise BadSettings(f"{file}: line {line}: storage.{other}: must be another place than storage.{one}")
+    return settings
 
 
 def _anchored(settings: Settings, folder: Path) -> Settings:

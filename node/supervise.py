@@ -1,7 +1,7 @@
 """The supervisor of `osteon serve`: each role is a child process, started again when it ends by itself.
 
-In: commands. Out: an exit code. A child that ends with exit code 2 (its settings or keys are wrong) ends the whole:
-starting it again would fail the same way. Children must never outlive the supervisor, also when it is killed.
+In: commands. Out: an exit code. A child that soon ends with exit code 2 (its settings or keys are wrong) ends the
+whole: starting it again would fail the same way. Children must never outlive the supervisor, also when it is killed.
 """
 
 from __future__ import annotations
@@ -48,21 +48,26 @@ class _Running:
         self.backoff_s = BACKOFF_FIRST_S
 
     def start(self) -> None:
-        self.process = subprocess.Popen(self.child.command, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent)
+        # A group of its own: Ctrl-C reaches the supervisor alone, whose SIGTERM would be the second signal, which ends at once.
+        self.process = subprocess.Popen(self.child.command, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent, process_group=0)
         self.started_at = monotonic()
         event(log, "role started", child=self.child.name, pid=self.process.pid)
 
-    def ended(self) -> int | None:
-        """Give the exit code when the process has just ended, and plan the next start."""
+    def ended(self) -> bool:
+        """Plan the next start when the process has just ended; True when starting it again is useless.
+
+        What ran steadily had the right settings: it is started again whatever it says; if they are wrong now, it ends at once.
+        """
         code = self.process.poll() if self.process else None
         if code is None:
-            return None
-        if monotonic() - self.started_at > STEADY_S:
+            return False
+        steady = monotonic() - self.started_at > STEADY_S
+        if steady:
             self.backoff_s = BACKOFF_FIRST_S
         self.process, self.start_at = None, monotonic() + self.backoff_s
         event(log, "role ended", level=logging.ERROR, child=self.child.name, code=code, again_in_s=self.backoff_s)
         self.backoff_s = min(2 * self.backoff_s, BACKOFF_MAX_S)
-        return code
+        return code == EXIT_FINAL and not steady
 
 
 def die_with_parent() -> None:
@@ -80,7 +85,7 @@ def supervise(children: Sequence[Child], stop: threading.Event, *, poll_s: float
             for one in running:
                 if one.process is None and monotonic() >= one.start_at:
                     one.start()
-                elif one.ended() == EXIT_FINAL:
+                elif one.ended():
                     verdict = EXIT_FINAL
             stop.wait(poll_s)
     finally:

@@ -118,6 +118,20 @@ def test_the_examples_in_comments_are_valid(tmp_path: Path) -> None:
             "RESEARCH ONLY",
         ),
         ('provider = "cpu"', 'provider = "tpu"', "inference.provider", "'cpu' or 'cuda'"),
+        # a wait without an end would stop the loops with an overflow
+        ("max_wait_s = 1800.0", "max_wait_s = inf", "completion.max_wait_s", "finite"),
+        ("answer_within_h = 72.0", "answer_within_h = 1e300", "completion.answer_within_h", "less than or equal to"),
+        ("claim_s = 300.0", "claim_s = 1e18", "inference.claim_s", "less than or equal to"),
+        ('ae_title = "OSTEON"', 'ae_title = "  "', "node.ae_title", "pattern"),
+        ('catalogue = "sqlite:///data/catalogue/catalogue.db"', 'catalogue = "sqlite://"', "storage.catalogue", "pattern"),
+        ('vault = "sqlite:///data/vault/vault.db"', 'vault = "mysql://vault"', "storage.vault", "pattern"),
+        (
+            'vault = "sqlite:///data/vault/vault.db"',
+            'vault = "sqlite:///./data/catalogue/catalogue.db"',
+            "storage.vault",
+            "another place than storage.catalogue",
+        ),
+        ('vault_key = "keys/vault.key"', 'vault_key = "./keys/site.key"', "storage.vault_key", "another place"),
         ("locked = 0.2", "locked = 0.0", "training.locked", "greater than 0"),
     ],
 )
@@ -129,6 +143,13 @@ def test_a_wrong_value_names_file_key_and_line(tmp_path: Path, old: str, new: st
     complaint = next(line for line in str(told.value).splitlines() if f" {key}: " in line)
     assert complaint.startswith(f"{file}: line {line_with(text, new)}: ")
     assert says in complaint
+
+
+def test_a_file_that_is_no_utf_8_names_the_line(tmp_path: Path) -> None:
+    file = tmp_path / "ae_config.toml"
+    file.write_bytes("# settings\n# für uns\n".encode("latin-1"))
+    with pytest.raises(BadSettings, match="line 2: not UTF-8"):
+        load(file)
 
 
 def test_a_missing_key_names_the_table_that_lacks_it(tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ decision on stdout, an exit code (0 whatever the gate says, 2 for an error that 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import logging
 import os
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 EXIT_FINAL = 2
 EXIT_RETRIABLE = 75  # EX_TEMPFAIL of sysexits.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def train(config: Path, recipe: str = "", continued: str = "") -> None:
@@ -38,8 +41,7 @@ def train(config: Path, recipe: str = "", continued: str = "") -> None:
     console = Console(stderr=True)
     logs.configure(stream=sys.stderr, level=logging.WARNING if console.is_terminal else logging.INFO)
     chosen = named(recipe or (_recipe_of(settings.storage.root / "runs", continued) if continued else settings.training.recipe))
-    # Before torch is loaded: threads that spin while they wait for a core make a step five times as dear on a busy machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _prepare_process()
     from training import cycle
 
     progress: Bar | Lines = Bar(console) if console.is_terminal else Lines()
@@ -116,6 +118,19 @@ class Lines:
     def _say(text: str) -> None:
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
+
+
+def _prepare_process() -> None:
+    """Set what has to be set before torch is loaded; neither changes a result.
+
+    Threads that spin while they wait for a core make a step five times as dear on a busy machine. And a step frees and takes the
+    same hundred megabytes again and again: told to keep them, glibc saves a fifth of the processor time.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with suppress(OSError, AttributeError):  # another C library has no mallopt
+        libc = ctypes.CDLL(None)
+        for parameter in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+            libc.mallopt(parameter, 1 << 30)
 
 
 def _recipe_of(runs: Path, run: str) -> str:

@@ -166,7 +166,7 @@ def difference(
     drawn = _weighted_auc(candidate, weights) - _weighted_auc(other, weights)
     low, high = (float(edge) for edge in np.quantile(drawn, [alpha / 2, 1 - alpha / 2]))
     method = f"paired {RESAMPLED}, {len(candidate.truth)} studies"
-    if low == high and not np.allclose(candidate.score, other.score, rtol=0, atol=1e-3):
+    if low == high and not np.allclose(candidate.score, other.score, rtol=0, atol=1e-4):
         cases = candidate.smaller_class()
         hidden = 1 - wilson(cases, cases, alpha)[0]
         low, high, method = value - hidden, value + hidden, NO_SPREAD

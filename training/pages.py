@@ -114,7 +114,8 @@ def render(page: Page) -> str:
     for heading, metrics in page.tables.items():
         rows = [(m.name, f"{m.value:.3f}", f"{m.low:.3f} to {m.high:.3f}", str(m.n), m.method) for m in metrics]
         body.append(_table(heading, [("figure", "value", "95 % interval", "patients", "interval by")], rows))
-    body.append(_table("Images left out", [("reason", "images")], [(reason, str(n)) for reason, n in page.left_out.items()]))
+    left_out = [(reason, str(n)) for reason, n in page.left_out.items()] or [("none", "0")]
+    body.append(_table("Images left out", [("reason", "images")], left_out))
     for caption, png in page.plots.items():
         picture = base64.b64encode(png).decode("ascii")
         body.append(f'<h2>{_text(caption)}</h2><img alt="{_text(caption)}" src="data:image/png;base64,{picture}">')

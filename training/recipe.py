@@ -164,9 +164,9 @@ def phantom() -> Recipe:
         classes=(EWING, OSTEOMYELITIS),
         body_parts=LIMBS,
         folds=5,
-        epochs=6,
+        epochs=5,
         patience=3,
-        frozen=6,
+        frozen=9,
         lr=5e-4,
         limits=("Trained on invented phantoms: its answers mean nothing for any patient.", "Research use only."),
     )

@@ -65,7 +65,6 @@ def check(config: Config = DEFAULT_CONFIG) -> None:
 
 def findings(site: Settings) -> Iterator[Finding]:
     """Run every check; one that breaks is itself a finding."""
-    from models.errors import OsteonError
     from node.logs import safe_message
 
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
@@ -84,7 +83,7 @@ def findings(site: Settings) -> Iterator[Finding]:
     for one in checks:
         try:
             yield from one(site)
-        except (OsteonError, OSError) as error:
+        except Exception as error:  # whatever is broken here is what a check is for; the others still tell
             yield Finding(Verdict.FAIL, one.__name__.strip("_"), safe_message(error))
 
 
@@ -151,6 +150,9 @@ def _callers(site: Settings) -> Iterator[Finding]:
         wide = [network for network in caller.networks if network.endswith("/0")]
         if wide:
             yield Finding(Verdict.WARN, "callers", f"{caller.ae_title} may call from anywhere ({wide[0]})")
+        if site.pacs and caller.purpose == "answer" and not any(pacs.answers(caller.ae_title) for pacs in site.pacs):
+            told = f"{caller.ae_title}: no [[pacs]] answers_for it; its studies count as delivered and nobody sees the results"
+            yield Finding(Verdict.FAIL, "callers", told)
     if site.node.host in ("127.0.0.1", "::1", "localhost"):
         yield Finding(Verdict.WARN, "network", f"listens on {site.node.host} only; set [node] host to be reached from the PACS")
     named = {caller.ae_title.strip() for caller in site.node.callers}
@@ -177,6 +179,7 @@ def _peers(site: Settings) -> Iterator[Finding]:
 
 def _model(site: Settings) -> Iterator[Finding]:
     from models.registry import Registry
+    from models.runtime import Model
 
     registry = Registry(site.storage.root / "models")
     version = registry.champion()
@@ -184,7 +187,8 @@ def _model(site: Settings) -> Iterator[Finding]:
         yield Finding(Verdict.WARN, "model", "none in service: studies to be answered wait until one is promoted")
         return
     registry.verify(version)
-    yield Finding(Verdict.OK, "model", f"{version}, files as its card states")
+    Model.load(registry, version)
+    yield Finding(Verdict.OK, "model", f"{version}, files as its card states; it runs")
 
 
 def _provider(site: Settings) -> Iterator[Finding]:

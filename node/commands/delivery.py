@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import getpass
 from typing import Annotated
 
 import typer
 
-from node.commands.options import DEFAULT_CONFIG, Config
+from node.commands.options import DEFAULT_CONFIG, Config, login
 
 app = typer.Typer(help="See what is on its way to which PACS; start again what was held or given up.", no_args_is_help=True)
 
@@ -57,7 +56,7 @@ def retry(
     if (which is None) != everything:
         raise typer.BadParameter("give either the number of a delivery or --all")
     with Catalogue.open(settings.load(config).storage.catalogue) as catalogue:
-        revived = catalogue.deliveries.revive(which, datetime.now(UTC), by=getpass.getuser(), reason=reason)
+        revived = catalogue.deliveries.revive(which, datetime.now(UTC), by=login(), reason=reason)
     if which is not None and not revived:
         raise NotFound(f"delivery {which} is sent, or about to be; `osteon delivery list --state held,dead` shows what is not")
     typer.echo(f"{revived} to be sent again.")

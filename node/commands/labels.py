@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.commands.options import DEFAULT_CONFIG, Config
+from node.commands.options import DEFAULT_CONFIG, Config, login
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +27,6 @@ def import_(
     config: Config = DEFAULT_CONFIG,
 ) -> None:  # fmt: skip
     """Import a label table: all of it, or, when a row has a problem, nothing."""
-    import getpass
     from datetime import UTC, datetime
 
     from node import settings
@@ -67,7 +66,7 @@ def import_(
         if dry_run:
             typer.echo("dry run: nothing was imported")
             return
-        catalogue.labels.put_all(found, now=datetime.now(UTC), by=getpass.getuser())
+        catalogue.labels.put_all(found, now=datetime.now(UTC), by=login())
         typer.echo(f"{len(found)} labels imported")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.commands.options import DEFAULT_CONFIG, Config
+from node.commands.options import DEFAULT_CONFIG, Config, login
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +38,10 @@ def list_models(config: Config = DEFAULT_CONFIG) -> None:
         return
     named = {registry.alias(alias): alias for alias in ("challenger", "champion")}
     table = Table("alias", "version", "made on", "recipe", "metrics (95 % interval; patients)", "gate")
-    for card, version in sorted(((registry.card(each), each) for each in registry.versions()), key=lambda row: row[0].created_at):
+    cards = {version: _card(registry, version) for version in registry.versions()}
+    for version in (damaged for damaged, card in cards.items() if card is None):
+        table.add_row(named.get(version, ""), version, "", "", "DAMAGED: its card is not the one that was shelved", "")
+    for card, version in sorted(((card, each) for each, card in cards.items() if card), key=lambda row: row[0].created_at):
         metrics = "\n".join(_metrics(card)) or "none"
         table.add_row(named.get(version, ""), version, _local(card.created_at), card.recipe, metrics, card.decision)
     _console().print(table)
@@ -78,7 +81,7 @@ def promote(version: Version, reason: Reason, by: By = "", config: Config = DEFA
     with Catalogue.open(site.storage.catalogue) as catalogue:
         locked = catalogue.instances.locked_patients()
     move = registry.promote(
-        version, by=by or _login(), reason=reason, decision=card.decision, now=datetime.now(UTC), locked=locked
+        version, by=by or login(), reason=reason, decision=card.decision, now=datetime.now(UTC), locked=locked
     )
     if before == version:
         typer.echo(f"{version} is in service already, since {_local(move.at)}, by {move.by}: {move.reason}")
@@ -91,7 +94,7 @@ def promote(version: Version, reason: Reason, by: By = "", config: Config = DEFA
 def rollback(reason: Reason, by: By = "", config: Config = DEFAULT_CONFIG) -> None:
     """Put the version that was in service before back into service."""
     registry = _registry(config)
-    registry.rollback(by=by or _login(), reason=reason, now=datetime.now(UTC))
+    registry.rollback(by=by or login(), reason=reason, now=datetime.now(UTC))
     _say(registry, registry.history()[-1])
 
 
@@ -187,8 +190,19 @@ def _say(registry: Registry, move: Move) -> None:
     typer.echo(f"in service now: {move.version}, by {move.by}: {move.reason}")
     typer.echo(f"instead of:     {move.previous or 'nothing'}")
     for name, version in (("now", move.version), ("before", move.previous)):
-        for line in _metrics(registry.card(version)) if version else []:
+        card = _card(registry, version) if version else None  # one goes back because of a damaged version, too
+        for line in _metrics(card) if card else []:
             typer.echo(f"  {name:<7} {line}")
+
+
+def _card(registry: Registry, version: str) -> Card | None:
+    """Read a card; None when it, or its whole version, is damaged or gone."""
+    from models.errors import NoSuchVersion, Tampered
+
+    try:
+        return registry.card(version)
+    except (NoSuchVersion, Tampered):
+        return None
 
 
 def _metrics(card: Card) -> list[str]:
@@ -208,12 +222,6 @@ def _moment(text: str) -> datetime:
         return datetime.fromisoformat(text).astimezone()
     except ValueError:
         raise typer.BadParameter("a time like 2026-03-01T14:05 is needed", param_hint="--at") from None
-
-
-def _login() -> str:
-    import getpass
-
-    return getpass.getuser()
 
 
 def _console() -> Console:

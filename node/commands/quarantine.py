@@ -5,13 +5,12 @@ In: an id and a reason. Out: lines that name no patient. Nothing here opens what
 
 from __future__ import annotations
 
-import getpass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.commands.options import DEFAULT_CONFIG, Config
+from node.commands.options import DEFAULT_CONFIG, Config, login
 from node.errors import NotFound
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ def release(held_id: HeldId, reason: Reason, config: Config = DEFAULT_CONFIG) ->
 
     intake = Intake.open(_settings(config))
     try:
-        taken = intake.release(held_id, by=getpass.getuser(), reason=reason)
+        taken = intake.release(held_id, by=login(), reason=reason)
     finally:
         intake.close()
     typer.echo(f"{held_id} is released: {taken}")
@@ -113,7 +112,7 @@ def discard(
         # The file first: should the rest be cut short, the row is still listed and the patient's data are gone.
         quarantine.discard(held_id)
         if found is not None:
-            catalogue.instances.unhold(held_id, by=getpass.getuser(), reason=reason, decision="discarded", now=datetime.now(UTC))
+            catalogue.instances.unhold(held_id, by=login(), reason=reason, decision="discarded", now=datetime.now(UTC))
     typer.echo(f"{held_id} is removed.")
 
 

@@ -32,7 +32,11 @@ def receive(config: Config = DEFAULT_CONFIG) -> None:
                 role = Role(name="receive", host=socket.gethostname(), pid=os.getpid(), seen_at=datetime.now(UTC), told=told)
                 intake.catalogue.roles.beat(role)
 
-            daemon.run(lambda: False, stop, heartbeat=beat)
+            def step() -> bool:
+                listener.check()
+                return False
+
+            daemon.run(step, stop, heartbeat=beat)
         finally:
             listener.stop()
             intake.close()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import getpass
 from typing import Annotated
 
 import typer
 
-from node.commands.options import DEFAULT_CONFIG, Config
+from node.commands.options import DEFAULT_CONFIG, Config, login
 
 app = typer.Typer(help="Classify complete studies and return SRs; without a further word, run the role.")
 
@@ -18,7 +17,10 @@ Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the history.
 def run(context: typer.Context, config: Config = DEFAULT_CONFIG) -> None:
     """Run the role until SIGTERM or Ctrl-C."""
     if context.invoked_subcommand is not None:
-        context.obj = config
+        source = context.get_parameter_source("config")
+        if source is not None and source.name == "COMMANDLINE":  # the verb reads its own: it would act on another site
+            raise typer.BadParameter(f"give it after the verb: osteon reply {context.invoked_subcommand} --config {config}",
+                                     param_hint="--config")  # fmt: skip
         return
     from node import logs, settings
     from node.daemon import stop_on_signals
@@ -37,7 +39,7 @@ def _switch(config: Config, value: str, reason: str, said: str) -> None:
     from node.keep.catalogue import Catalogue
 
     with Catalogue.open(settings.load(config).storage.catalogue) as catalogue:
-        catalogue.roles.set_flag("answers", value, by=getpass.getuser(), reason=reason, now=datetime.now(UTC))
+        catalogue.roles.set_flag("answers", value, by=login(), reason=reason, now=datetime.now(UTC))
     typer.echo(said)
 
 
@@ -80,5 +82,5 @@ def study(
             raise NotToBeAnswered(
                 f"study {hits[0].uid} was sent to be learned from; send it to {site.node.ae_title} to have it answered"
             )
-        catalogue.studies.reopen(hits[0].uid, by=getpass.getuser(), reason=reason, now=datetime.now(UTC))
+        catalogue.studies.reopen(hits[0].uid, by=login(), reason=reason, now=datetime.now(UTC))
     typer.echo(f"Study {hits[0].uid} is queued for an answer; `osteon status --study {which}` follows it.")

@@ -36,6 +36,7 @@ def _overview(catalogue: Catalogue, site: Settings) -> list[str]:
     """Lay out the whole node in a screen."""
     import shutil
 
+    from models.errors import OsteonError
     from models.registry import Registry
 
     now = datetime.now(UTC)
@@ -43,16 +44,20 @@ def _overview(catalogue: Catalogue, site: Settings) -> list[str]:
     roles = catalogue.roles.all()
     for role in roles:
         age_s = (now - role.seen_at).total_seconds()
-        alive = f"seen {age_s:.0f} s ago" if age_s < SILENT_S else f"SILENT since {_local(role.seen_at)}"
+        alive = f"seen {max(age_s, 0):.0f} s ago" if abs(age_s) < SILENT_S else f"SILENT since {_local(role.seen_at)}"
         told = ", ".join(f"{name}: {value}" for name, value in role.told.items() if value)
         lines.append(f"  {role.name:<9}{alive}  {told}".rstrip())
     if not roles:
         lines.append("  none has run yet; `osteon serve` starts them")
     answers = "on" if site.inference.answers == "on" and catalogue.roles.flag("answers") != "paused" else "OFF: nothing leaves"
-    champion = Registry(site.storage.root / "models").champion()
+    try:
+        champion = Registry(site.storage.root / "models").champion() or "none in service; studies to be answered wait"
+    except OsteonError as error:
+        champion = str(error)
+    trouble = next((role.told.get("model_trouble") for role in roles if role.name == "reply"), "")
     lines += [
         "",
-        f"Model     {champion or 'none in service; studies to be answered wait'}",
+        f"Model     {champion}" + (f"  NOT WORKING, studies wait: {trouble}" if trouble else ""),
         f"Answers   {answers}",
         "",
         "Studies",

@@ -345,7 +345,8 @@ def _answer(story: Story, pacs: hospital.HospitalPacs, node: subprocess.Popen[by
     story.console.print(
         Panel(
             f"The real file describes itself as: {escape(description)}. That is a benign lesion, which the model does not know:\n"
-            "it can only choose between two answers that are both wrong here, or abstain.\n"
+            "it can only choose between two answers that are both wrong here, or abstain. "
+            f"It said: {escape(reading.classification(sr))}.\n"
             "The phantoms it learned from are plumbing, not medicine.",
             title="what this means: nothing, on purpose",
         )

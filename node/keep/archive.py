@@ -29,8 +29,6 @@ _NOT_THE_IMAGE = frozenset(
     {
         "PatientAge",
         "PatientSex",
-        "ExtendedOffsetTable",
-        "ExtendedOffsetTableLengths",
         "FloatPixelData",
         "DoubleFloatPixelData",
         "PixelData",

@@ -75,6 +75,7 @@ class Listener:
         self._callers = {caller.ae_title.strip(): caller for caller in node.callers}
         self._called = {node.ae_title.strip(), node.learn_ae_title.strip()}
         self._server: _Server | None = None
+        self._thread: threading.Thread | None = None
         self._working = _Counter()
 
     def start(self) -> None:
@@ -108,7 +109,13 @@ class Listener:
         server = cast(_Server, made)
         server.connections = self.node.max_associations + WAITING_CONNECTIONS
         self._server, self.port = server, int(server.server_address[1])
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="listener", daemon=True).start()
+        self._thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="listener", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise `RuntimeError` when nobody listens any more: a role that only looks alive must end and be started again."""
+        if self._thread is None or not self._thread.is_alive():
+            raise RuntimeError("the listener has ended")
 
     def stop(self, *, grace_s: float = GRACE_S) -> None:
         """Take no more connections, finish what is being taken in, and end the associations."""

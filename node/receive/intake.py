@@ -52,6 +52,7 @@ BROKEN = (
 _PIXEL_DATA = 0x7FE00010
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _ITEM = b"\xfe\xff\x00\xe0"
+_DELIMITER = b"\xfe\xff\xdd\xe0\0\0\0\0"
 _LOCKS = 64
 
 
@@ -384,17 +385,23 @@ def _pseudonymised(dataset: Dataset, keys: SiteKeys, rules: Rules) -> Pseudonymi
 
 def _check_pixels(dataset: Dataset) -> None:
     """Hold an image without pixels, and one whose pixels are not stored as its transfer syntax says (PS3.5 A.4)."""
-    if "PixelData" not in dataset:
+    element = dataset.get_item(_PIXEL_DATA) if "PixelData" in dataset else None
+    value = bytes(element.value or b"") if element else b""
+    if not value:
         raise _HoldIt(Hold.MALFORMED, "an image without pixel data")
-    element = dataset.get_item(_PIXEL_DATA)
     is_open = getattr(element, "is_undefined_length", False) or getattr(element, "length", 0) == _UNDEFINED_LENGTH
-    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-        # Some write fragments with a length around them: against PS3.5 A.4, but plain what is meant.
-        fits = is_open or bytes(element.value[:4] if element and element.value else b"") == _ITEM
-    else:
-        fits = not is_open
+    # Some write fragments with a length around them: against PS3.5 A.4, but plain what is meant.
+    fits = _is_fragments(value) if dataset.file_meta.TransferSyntaxUID.is_encapsulated else not is_open
     if not fits:
         raise _HoldIt(Hold.MALFORMED, "the pixel data are not in the announced transfer syntax")
+
+
+def _is_fragments(value: bytes) -> bool:
+    """Say whether a value is items one after the other and nothing else: what stands between them is no pixel data."""
+    value, at = value.removesuffix(_DELIMITER), 0
+    while value[at : at + 4] == _ITEM and at + 8 <= len(value):
+        at += 8 + int.from_bytes(value[at + 4 : at + 8], "little")
+    return 0 < at == len(value)
 
 
 def _arrival_of(file: FileDataset, held: Held, purpose: Purpose) -> _Arrival:

@@ -56,7 +56,10 @@ def read(text: str, keys: SiteKeys, default_issuer: str) -> tuple[list[Row], lis
     """Read the table; separated by commas or, when the header has none, by semicolons."""
     header = text.lstrip("\ufeff").split("\n", 1)[0]
     table = csv.DictReader(StringIO(text.lstrip("\ufeff")), delimiter="," if "," in header else ";", strict=True)
-    names = [(name or "").strip() for name in table.fieldnames or ()]
+    try:
+        names = [(name or "").strip() for name in table.fieldnames or ()]
+    except csv.Error:
+        return [], [Problem(1, "the header is no CSV: is a quotation mark missing?")]
     table.fieldnames = names
     if complaint := _complain_of_header(names):
         return [], [Problem(1, complaint)]

@@ -159,7 +159,7 @@ def _associated(pacs: Pacs, calling_ae: str, *, ask: bool) -> Iterator[Associati
             entity.add_requested_context(sop_class, syntax)
     if ask:
         entity.add_requested_context(StudyRootQueryRetrieveInformationModelFind, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
-    association = entity.associate(pacs.host, pacs.port, ae_title=pacs.ae_title.strip())
+    association = peer.associated(entity, pacs)
     if not association.is_established:
         if association.rejected_contexts:
             raise _takes_no_reports(pacs)

@@ -18,7 +18,7 @@ from functools import partial
 from time import monotonic
 
 import node
-from models.errors import OsteonError, Unreadable
+from models.errors import Unreadable
 from models.registry import Registry
 from models.runtime import Model
 from node import daemon
@@ -36,6 +36,8 @@ log = logging.getLogger("osteon.reply")
 
 RETRY_INFERENCE_FIRST_S = 30.0
 RETRY_INFERENCE_MAX_S = 3600.0
+RETRY_MODEL_S = 10.0
+"""How often a version that cannot be put to work is tried again."""
 
 
 @dataclass
@@ -49,7 +51,10 @@ class Reply:
     registry: Registry
     keys: SiteKeys
     model: Model | None = None
+    model_trouble: str = ""
+    """Why the version that is in service does not work here; empty when it does, or there is none."""
     last_error: str = ""
+    _model_tried_at: float = -RETRY_MODEL_S
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
@@ -83,6 +88,7 @@ class Reply:
         if study is not None:
             self._classify(study)
         opened = self.catalogue.deliveries.open_due(answers_on=self.answers_on(), now=_now())
+        self.catalogue.deliveries.kill_unknown([pacs.name for pacs in self.settings.pacs], now=_now())
         return moved or study is not None or bool(opened)
 
     def answers_on(self) -> bool:
@@ -90,18 +96,36 @@ class Reply:
         return self.settings.inference.answers == "on" and self.catalogue.roles.flag("answers") != "paused"
 
     def _follow_champion(self) -> None:
-        """Load the version that is in service now, when it is another than the one loaded."""
+        """Load the version that is in service now, when it is another than the one loaded.
+
+        One that cannot be loaded (damaged, no provider) is no model: studies wait, nothing is answered by the version before,
+        and all else goes on. It is tried again, and so is what is promoted instead.
+        """
+        if self.model_trouble and monotonic() - self._model_tried_at < RETRY_MODEL_S:
+            return
+        try:
+            self._load_champion()
+            self.model_trouble = ""
+        except Exception as error:  # whatever is wrong with a version must not stop results on their way
+            self.model, self._model_tried_at = None, monotonic()
+            if self.model_trouble != safe_message(error):
+                self.model_trouble = safe_message(error)
+                event(log, "model not usable", level=logging.ERROR, error=self.model_trouble)
+            return
+        if self.model is not None:
+            self.catalogue.studies.wake_waiting(now=_now())
+
+    def _load_champion(self) -> None:
         version = self.registry.champion()
         if version is None:
             self.model = None
-            return
-        if self.model is None or self.model.version != version:
+        elif self.model is None or self.model.version != version:
             rules = self.settings.inference
+            self.registry.corpus(version)  # every answer reads it
             self.model = Model.load(
                 self.registry, version, provider=rules.provider, threads=rules.threads, allow_degraded=rules.allow_degraded
             )
             event(log, "model in service", model=version, provider=rules.provider, degraded=self.model.degraded)
-        self.catalogue.studies.wake_waiting(now=_now())
 
     def _classify(self, study: Study) -> None:
         """Turn a claimed study into a stored result; whatever goes wrong, its next attempt moves ahead first."""
@@ -147,10 +171,17 @@ class Reply:
         )
 
     def _pixels(self, instance: Instance) -> inference.Image:
-        """Read one archived image, or say that it cannot be read."""
+        """Read one archived image, or say that it is no image any more.
+
+        A disk or a share that does not answer says nothing about the image: that error passes, and the study is tried again.
+        """
         try:
             return self.archive.read(instance)
-        except (OsteonError, OSError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # pydicom raises anything on a damaged file, an OSError that no system call gave among it
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
             return Unreadable(safe_message(error))
 
     # --- what leaves -------------------------------------------------------------------------------------------------------
@@ -164,7 +195,7 @@ class Reply:
             return False
         started = monotonic()
         try:
-            outcome = self._send(claimed, pacs)
+            outcome = self._give_up(claimed) if self._is_over(claimed) else self._send(claimed, pacs)
         except Exception as error:  # as in _classify: the row's next attempt moves ahead, the loop goes on
             outcome = self._put_off(claimed, error)
         event(
@@ -225,6 +256,17 @@ class Reply:
             if noted.document == built.document:
                 return built
 
+    def _is_over(self, claimed: Delivery) -> bool:
+        """Say whether a delivery is older than any attempt in time can be: the node, or its answers, were off for long."""
+        rules, within_h = self.settings.delivery, self.settings.completion.answer_within_h
+        longest = timedelta(hours=max(rules.give_up_h, within_h), seconds=2 * rules.retry_max_s)
+        return claimed.created_at + longest < _now()
+
+    def _give_up(self, claimed: Delivery) -> DeliveryState:
+        reason = "too old when its turn came: `osteon delivery retry` sends it"
+        self.catalogue.deliveries.kill(claimed.id, reason=reason, now=_now())
+        return DeliveryState.DEAD
+
     def _put_off(self, claimed: Delivery, error: Exception) -> DeliveryState:
         """Plan the next attempt of a delivery that failed, or give it up when its time is over."""
         self.last_error = safe_message(error)
@@ -247,6 +289,7 @@ class Reply:
         """Leave a sign of life that `osteon status` shows."""
         told = {
             "model": self.model.version if self.model else "",
+            "model_trouble": self.model_trouble,
             "provider": self.settings.inference.provider,
             "degraded": self.model.degraded if self.model else "",
             "answers": "on" if self.answers_on() else "off",
@@ -270,18 +313,31 @@ def opened(settings: Settings) -> Iterator[Reply]:
 
 
 def run(settings: Settings, stop: threading.Event) -> None:
-    """Run the role until `stop`: one loop that classifies, and one a destination that delivers."""
+    """Run the role until `stop`: one loop that classifies, and one a destination that delivers.
+
+    A loop that ends by an error ends the role, with that error: whoever supervises it starts the whole again.
+    """
     with opened(settings) as reply:
-        senders = [
-            threading.Thread(target=daemon.run, args=(partial(reply.deliver_step, pacs), stop), name=f"deliver-{pacs.name}")
-            for pacs in settings.pacs
-        ]
-        for sender in senders:
-            sender.start()
-        event(log, "replying", destinations=[pacs.name for pacs in settings.pacs], answers_on=reply.answers_on())
+        broken: list[BaseException] = []
+
+        def deliver(pacs: Pacs) -> None:
+            try:
+                daemon.run(partial(reply.deliver_step, pacs), stop)
+            except BaseException as error:  # raised below, in the thread that can end the process
+                broken.append(error)
+            finally:
+                stop.set()
+
+        senders = [threading.Thread(target=deliver, args=(pacs,), name=f"deliver-{pacs.name}") for pacs in settings.pacs]
         try:
+            for sender in senders:
+                sender.start()
+            event(log, "replying", destinations=[pacs.name for pacs in settings.pacs])
             daemon.run(reply.step, stop, heartbeat=reply.beat)
         finally:
             stop.set()
             for sender in senders:
-                sender.join()
+                if sender.ident is not None:
+                    sender.join()
+        if broken:
+            raise broken[0]

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from shelf import CLAIM_S, MAX_WAIT_S, QUIET_S, WITHIN_H, Desk, findings
 
 from node.errors import NotFound, NotToBeAnswered
-from node.keep.catalogue import Catalogue
+from node.keep.catalogue import Catalogue, states
 from node.keep.records import DeliveryState, Hold, Purpose, StudyState
 
 LEARN, ANSWER = Purpose.LEARN, Purpose.ANSWER
@@ -389,6 +389,49 @@ def test_a_claim_that_is_over_is_taken_by_the_next(desk: Desk) -> None:
     assert again.attempts == 2
 
 
+def claimed(desk: Desk) -> str:
+    study = desk.claim()
+    return study.uid if study else ""
+
+
+def test_a_study_that_ends_its_replier_again_and_again_is_put_off_and_says_so(desk: Desk) -> None:
+    """A crash every five minutes, day and night, would cost the others their answers."""
+    desk.image("1")
+    desk.later(seconds=QUIET_S)
+    desk.complete()
+    for _ in range(states.ABANDONED_MAX):
+        assert claimed(desk) == "1"
+        desk.later(seconds=CLAIM_S)
+    desk.image("2")
+    desk.later(seconds=QUIET_S)
+    desk.complete()
+    assert claimed(desk) == "2"
+    assert desk.state("1") is StudyState.FAILED
+    assert "replier ended" in desk.study("1").reason
+    desk.later(hours=1)
+    assert claimed(desk) == "1"
+
+
+def test_a_clock_that_was_set_back_keeps_nothing_for_ever(desk: Desk) -> None:
+    """The clock was years ahead while one study came in, one was claimed, one had failed and one was being sent."""
+    for uid in ("sent", "claimed", "failed"):
+        desk.image(uid)
+        desk.later(seconds=QUIET_S)
+        desk.complete()
+        assert claimed(desk) == uid
+        if uid == "sent":
+            desk.put(uid)
+            desk.open()
+            assert desk.take() is not None
+        if uid == "failed":
+            desk.catalogue.studies.fail(uid, reason="odd", next_attempt_at=desk.now + timedelta(hours=1), now=desk.now)
+    desk.image("received")
+    desk.later(hours=-24 * 400)
+    desk.complete()
+    assert {claimed(desk), claimed(desk), claimed(desk)} == {"claimed", "failed", "received"}
+    assert desk.take() is not None
+
+
 def test_a_failed_study_is_tried_again_when_due(desk: Desk) -> None:
     reach(desk, StudyState.FAILED)
     assert desk.study().reason == "no memory"
@@ -483,6 +526,32 @@ def test_a_study_answered_again_with_nothing_new_sends_nothing(desk: Desk) -> No
     assert desk.open() == 1
     assert desk.state() is StudyState.DELIVERED
     assert desk.catalogue.deliveries.list() == [row]
+
+
+def test_a_study_asked_for_by_hand_is_sent_where_it_was_given_up(desk: Desk) -> None:
+    desk.image("1")
+    desk.later(seconds=QUIET_S)
+    desk.complete()
+    assert claimed(desk) == "1"
+    desk.put("1", to=("main", "other"))
+    desk.open()
+    for _ in range(2):
+        delivery = desk.take()
+        assert delivery is not None
+        if delivery.destination == "main":
+            desk.send(delivery)
+        else:
+            desk.catalogue.deliveries.kill(delivery.id, reason="away for days", now=desk.now)
+    desk.catalogue.studies.reopen("1", now=desk.now)
+    assert claimed(desk) == "1"
+    desk.put("1", to=("main", "other"))
+    desk.open()
+    delivery = desk.take()
+    assert delivery is not None
+    assert delivery.destination == "other"
+    desk.send(delivery)
+    assert desk.take() is None
+    assert desk.state("1") is StudyState.DELIVERED
 
 
 def test_another_model_asked_for_by_hand_gives_a_second_result_that_names_the_first(desk: Desk) -> None:

@@ -13,8 +13,6 @@ import pytest
 from pydicom import dcmread
 
 ROOT = Path(__file__).resolve().parents[2]
-SHOWN = 240
-"""Seconds that the demo may take after the installation (on two cores of its own)."""
 
 
 @pytest.mark.long
@@ -33,7 +31,6 @@ def test_make_demo_from_a_clean_clone_shows_what_it_promises(tmp_path: Path) -> 
     told = json.loads((clone / "build/demo/summary.json").read_text("utf-8"))
     assert told["true"]
     assert all(told["checks"].values())
-    assert told["seconds_total"] < SHOWN
     assert told["gate"]["decision"] == "insufficient evidence"
     assert told["promoted"]["by"]
     assert told["promoted"]["reason"]

@@ -99,6 +99,31 @@ def test_rollback_is_one_command(osteon: Osteon, shelf: Registry, tmp_path: Path
         osteon("rollback", "--reason", "further")
 
 
+def test_a_damaged_version_is_listed_as_such_and_can_be_left(osteon: Osteon, shelf: Registry, tmp_path: Path) -> None:
+    first, second = (tiny_model.shelve(shelf, tmp_path, slope=slope) for slope in (4.0, 3.0))
+    for version in (first, second):
+        osteon("promote", version, "--reason", "good")
+    card = shelf.folder(second) / "card.json"
+    card.chmod(0o600)
+    card.write_text("{}")
+    listed = next(line for line in osteon("list").splitlines() if second in line)
+    assert "DAMAGED" in listed
+    assert "champion" in listed
+    assert f"in service now: {first}" in osteon("rollback", "--reason", "damaged")
+    assert shelf.champion() == first
+
+
+def test_who_acts_is_named_even_where_the_user_has_no_name(
+    osteon: Osteon, shelf: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 4711")
+
+    monkeypatch.setattr(getpass, "getuser", nobody)
+    osteon("promote", tiny_model.shelve(shelf, tmp_path), "--reason", "good")
+    assert shelf.history()[-1].by.startswith("uid ")
+
+
 def test_promotion_refuses_a_version_trained_on_a_locked_patient(
     osteon: Osteon, settings: Settings, shelf: Registry, tmp_path: Path
 ) -> None:

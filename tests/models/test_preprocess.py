@@ -402,6 +402,14 @@ def test_a_stream_of_another_size_than_the_header_states_is_refused_before_it_is
         display(dataset)
 
 
+def test_a_run_length_stream_that_is_too_long_is_unreadable() -> None:
+    """Its decoder panics, which is no Exception: it would end the replier, again and again."""
+    dataset = image(transfer_syntax=RLELossless)
+    dataset.Rows -= 1
+    with pytest.raises(Unreadable, match="not of the size"):
+        display(dataset)
+
+
 def test_no_message_repeats_a_value_of_the_data_set() -> None:
     dataset = image()
     dataset.PatientName = "SECRET^NAME"

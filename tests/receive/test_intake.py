@@ -186,6 +186,19 @@ def test_pixels_in_another_syntax_than_announced_are_held(intake: Intake) -> Non
     assert held(intake) == [Hold.MALFORMED] * 2
 
 
+def test_compressed_pixels_with_something_else_between_them_are_held(intake: Intake) -> None:
+    """It may be anything: a splice by a broken sender had put the next image's header there, with its name."""
+    dataset = studies.image(transfer_syntax=JPEG2000Lossless)
+    dataset.PixelData += b"Test^Patient"
+    assert take(intake, dataset) is Taken.HELD
+    assert held(intake) == [Hold.MALFORMED]
+
+
+def test_empty_pixel_data_are_none(intake: Intake) -> None:
+    assert take(intake, studies.image(PixelData=b"")) is Taken.HELD
+    assert held(intake) == [Hold.MALFORMED]
+
+
 def test_fragments_with_a_length_around_them_are_taken_for_what_they_are(intake: Intake) -> None:
     dataset = studies.image(transfer_syntax=JPEG2000Lossless)
     dataset["PixelData"].is_undefined_length = False

@@ -77,7 +77,14 @@ def test_a_row_that_cannot_be_read_is_named_by_its_line_and_not_by_its_patient(r
 
 @pytest.mark.parametrize(
     ("header", "what"),
-    [("patient_id,study", "lacks label"), (HEADER + ",weight", "unknown"), (HEADER + ",label", "twice"), ("", "lacks")],
+    [
+        ("patient_id,study", "lacks label"),
+        (HEADER + ",weight", "unknown"),
+        (HEADER + ",label", "twice"),
+        ("", "lacks"),
+        (f'"{HEADER}', "no CSV"),
+        (HEADER.replace("study", "stu\rdy"), "no CSV"),
+    ],
 )
 def test_a_header_that_is_not_the_table_s_is_one_problem(header: str, what: str) -> None:
     rows, (problem,) = labels.read(table("x", header=header), KEYS, "HOSP")

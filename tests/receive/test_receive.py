@@ -5,10 +5,14 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import pytest
 import studies
 from roles import Role, send, until
 
+from node import logs
+from node.commands import receive
 from node.keep.catalogue import Catalogue
+from node.receive import association
 from node.settings import load
 
 
@@ -40,3 +44,10 @@ def test_an_address_that_is_taken_is_said_in_one_line(site: Path) -> None:
         assert not any("Traceback" in line for line in second.noise)
     finally:
         first.close()
+
+
+def test_a_receiver_that_listens_no_more_ends_instead_of_looking_alive(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "configure", lambda: None)
+    monkeypatch.setattr(association._Server, "serve_forever", lambda self, poll_interval: None)
+    with pytest.raises(RuntimeError, match="listener has ended"):
+        receive.receive(site)

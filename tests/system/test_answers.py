@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -313,3 +314,136 @@ def test_a_corrected_birth_date_counts_for_the_answer(world: World) -> None:
     result = world.reply.catalogue.results.latest(world.intake.keys.uid(images[0].StudyInstanceUID))
     assert result is not None
     assert result.findings.abstention is Abstention.ADULT
+
+
+def damage(file: Path) -> None:
+    data = file.read_bytes()
+    file.chmod(0o600)
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "card.json", "corpus.json"])
+def test_a_damaged_champion_answers_nothing_and_stops_nothing_else(
+    world: World, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is inferred leaves, what is new waits, the status says why; a promotion mends it."""
+    monkeypatch.setattr(respond, "RETRY_MODEL_S", 0.0)
+    promote_tiny(world.models)
+    before, after = study(patient=1), study(patient=2)
+    world.send(*before)
+    world.reply.step()
+    world.reply.step()
+    version = promote_tiny(world.models, slope=3.0)
+    damage(world.models / "versions" / version / file)
+    world.send(*after)
+    world.work()
+    assert len(world.reports(before[0])) == 1
+    assert world.state(after[0]) is StudyState.WAITING
+    world.reply.beat()
+    (sign,) = world.reply.catalogue.roles.all()
+    assert "card" in str(sign.told["model_trouble"])
+    promote_tiny(world.models, slope=2.0)
+    world.work()
+    assert len(world.reports(after[0])) == 1
+    assert world.reply.model_trouble == ""
+
+
+def test_a_provider_that_is_missing_answers_nothing_and_stops_nothing_else(world: World) -> None:
+    inference = world.settings.inference.model_copy(update={"provider": "cuda"})
+    world.reply.settings = world.settings.model_copy(update={"inference": inference})
+    promote_tiny(world.models)
+    images = study(patient=1)
+    world.send(*images)
+    world.work()
+    assert world.state(images[0]) is StudyState.WAITING
+    assert "CUDA" in world.reply.model_trouble.upper()
+
+
+def test_a_share_that_does_not_answer_is_no_unreadable_image(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    promote_tiny(world.models)
+    images = study(patient=1)
+    world.send(*images)
+
+    def broken(instance: object) -> Dataset:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.reply.archive, "read", broken)
+        world.work()
+    assert world.state(images[0]) is StudyState.FAILED
+    later = respond._now() + timedelta(hours=1)
+    monkeypatch.setattr(respond, "_now", lambda: later)
+    world.work()
+    (report,) = world.reports()
+    assert "NOT APPLICABLE" not in report.SeriesDescription
+
+
+@pytest.mark.parametrize("left", [b"no DICOM", b"\0" * 128 + b"DICM" + b"\x02\0\0\0UL\4\0\xff\xff\0\0", b""])
+def test_an_archived_file_that_is_damaged_is_an_unreadable_image(world: World, left: bytes) -> None:
+    promote_tiny(world.models)
+    images = study(patient=1, images=1)
+    world.send(*images)
+    (file,) = (world.settings.storage.root / "archive").rglob("*.dcm")
+    file.chmod(0o600)
+    file.write_bytes(left)
+    world.work()
+    (report,) = world.reports()
+    assert "NOT APPLICABLE" in report.SeriesDescription
+
+
+def test_a_sender_that_dies_ends_the_role(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A role must not go on without one of its destinations."""
+
+    def dies(self: Reply, pacs: object) -> bool:
+        raise LookupError("a fault of ours")
+
+    monkeypatch.setattr(Reply, "deliver_step", dies)
+    stop = threading.Event()
+    with pytest.raises(LookupError):
+        respond.run(world.settings, stop)
+    assert stop.is_set()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("deliver-")]
+
+
+def test_a_result_that_could_not_leave_for_days_does_not_leave_by_itself(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promise 5: when answers are switched on again, what is too old stays, also where its delivery had begun."""
+    promote_tiny(world.models)
+    images = study(patient=1)
+    world.send(*images)
+    world.reply.step()
+    roles = world.reply.catalogue.roles
+    roles.set_flag("answers", "paused", by="it", reason="a doubt", now=respond._now())
+    world.work()
+    assert world.state(images[0]) is StudyState.DELIVERING
+    later = respond._now() + timedelta(hours=world.settings.completion.answer_within_h + 12)
+    monkeypatch.setattr(respond, "_now", lambda: later)
+    roles.set_flag("answers", "on", by="it", reason="no doubt", now=later)
+    world.work()
+    assert world.reports() == []
+    (row,) = world.reply.catalogue.deliveries.list()
+    assert row.state is DeliveryState.DEAD
+    world.reply.catalogue.deliveries.revive(row.id, later)
+    world.work()
+    assert len(world.reports()) == 1
+
+
+def test_a_result_for_a_destination_that_was_taken_out_of_the_settings_does_not_wait_for_ever(
+    tmp_path: Path, pacs: Pacs, free_port: Callable[[], int]
+) -> None:
+    """Else a late image would wait with it."""
+    settings = site_of(tmp_path / "site", [("gone", free_port(), "GONE"), ("main", pacs.port, pacs.ae_title)])
+    promote_tiny(settings.storage.root / "models")
+    images = study(patient=1, images=3)
+    with ExitStack() as stack:
+        intake = Intake.open(settings)
+        stack.callback(intake.close)
+        world = World(settings, pacs, intake, stack.enter_context(respond.opened(settings)))
+        world.send(*images[:2])
+        world.reply.step()
+        world.settings = world.reply.settings = settings.model_copy(update={"pacs": settings.pacs[1:]})
+        world.work()
+        states = {row.destination: row.state for row in world.reply.catalogue.deliveries.list()}
+        assert states == {"gone": DeliveryState.DEAD, "main": DeliveryState.SENT}
+        world.send(images[2])
+        world.work()
+        assert len(world.reports()) == 2

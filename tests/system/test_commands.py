@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,13 @@ from roles import hand_in
 from studies import study
 from tiny_model import promote_tiny
 
+from node import __main__ as command
+from node import logs
 from node import settings as site_settings
 from node.commands.init import init_site
 from node.demo.pacs import Pacs
+from node.keep.catalogue import Catalogue
+from node.keep.records import Role
 from node.receive.intake import Intake
 from node.settings import Settings
 
@@ -137,3 +142,92 @@ def test_a_study_to_be_learned_from_is_not_answered_by_hand_either(site: Path) -
     done = osteon("reply", "study", image.StudyInstanceUID, "--config", str(site), check=False)
     assert done.returncode == 2
     assert "learned from" in done.stderr
+
+
+def test_settings_named_before_the_verb_are_not_passed_over(tmp_path: Path, site: Path) -> None:
+    """`osteon reply --config A pause` in the folder of site B must not pause B."""
+    done = osteon("reply", "--config", str(site), "pause", "--reason", "which site?", check=False)
+    assert done.returncode == 2
+    assert "after the verb" in done.stderr
+
+
+def test_a_fault_of_ours_tells_where_and_never_what(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message of an unknown error may repeat what a header holds."""
+
+    def fault() -> Callable[[], None]:
+        def verb() -> None:
+            raise ValueError("SECRET^NAME is no UID")
+
+        return verb
+
+    monkeypatch.setattr(command, "build", fault)
+    monkeypatch.setattr(logs, "configure", lambda **_: None)
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    told = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert "ValueError" in told
+    assert "test_commands.py" in told
+    assert "SECRET" not in told
+
+
+def test_a_thread_that_dies_tells_where_and_never_what() -> None:
+    code = """
+import logging, sys, threading
+from node import logs
+logs.configure()
+def work():
+    raise ValueError("SECRET^NAME is no UID")
+thread = threading.Thread(target=work, name="association"); thread.start(); thread.join()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "SECRET" not in done.stdout + done.stderr
+    assert "ValueError" in done.stdout
+    assert "association" in done.stdout
+
+
+def test_check_names_every_trouble_it_meets(tmp_path: Path) -> None:
+    """A host without an address, a caller whose results go nowhere, a catalogue that is none, a model that is damaged."""
+    config = init_site(
+        tmp_path / "site",
+        node={"callers": [{"ae_title": name, "networks": ["127.0.0.0/8"]} for name in ("SENDER", "OTHER")]},
+        pacs=[
+            {"name": name, "ae_title": "PACS", "host": host, "port": 4, "timeout_s": 1.0, "answers_for": ["SENDER"]}
+            for name, host in (("first", "no-such-host.invalid"), ("second", "127.0.0.1"))
+        ],
+    )
+    settings = site_settings.load(config)
+    Path(settings.storage.catalogue.removeprefix("sqlite:///")).write_bytes(b"no database at all" * 100)
+    version = promote_tiny(settings.storage.root / "models")
+    (settings.storage.root / "models" / "versions" / version / "model.onnx").unlink()
+    done = osteon("check", "--config", str(config), check=False)
+    told = " ".join(done.stdout.split())
+    assert done.returncode == 1
+    assert "first: the host no-such-host.invalid has no address here" in told
+    assert "second: no association with 127.0.0.1:4" in told
+    assert "OTHER: no [[pacs]] answers_for it" in told
+    assert "model.onnx is missing" in told
+    assert "FAIL stores" in told
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_status_says_that_the_model_in_service_is_damaged(site: Path) -> None:
+    settings = site_settings.load(site)
+    promote_tiny(settings.storage.root / "models")
+    (settings.storage.root / "models" / "aliases" / "champion.json").unlink()
+    (settings.storage.root / "models" / "aliases" / "champion.json").write_text("{")
+    assert "restore it from a backup" in osteon("status", "--config", str(site)).stdout
+    sign = Role(name="reply", host="here", pid=1, seen_at=datetime.now(UTC), told={"model_trouble": "hash differs"})
+    with Catalogue.open(settings.storage.catalogue) as catalogue:
+        catalogue.roles.beat(sign)
+    assert "NOT WORKING, studies wait: hash differs" in osteon("status", "--config", str(site)).stdout
+
+
+def test_a_role_that_died_before_the_clock_was_set_back_does_not_look_alive(site: Path) -> None:
+    settings = site_settings.load(site)
+    now = datetime.now(UTC)
+    with Catalogue.open(settings.storage.catalogue) as catalogue:
+        catalogue.roles.beat(Role(name="reply", host="here", pid=1, seen_at=now + timedelta(days=400)))
+        assert "SILENT" in osteon("status", "--config", str(site)).stdout
+        catalogue.roles.beat(Role(name="reply", host="here", pid=2, seen_at=now))
+        assert [sign.pid for sign in catalogue.roles.all()] == [2]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import pytest
 from roles import until
 
+from node import supervise as supervisor
 from node.supervise import Child, supervise
 
 
@@ -34,3 +39,41 @@ def test_a_role_with_wrong_settings_ends_the_whole(tmp_path: Path) -> None:
         Child("right", (sys.executable, "-c", "import time; time.sleep(600)")),
     ]
     assert run(children, threading.Event()) == [2]
+
+
+def test_a_role_that_ran_well_is_started_again_whatever_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One role's trouble under way must not end the others: the settings were good when it started."""
+    monkeypatch.setattr(supervisor, "STEADY_S", 0.0)
+    marks = tmp_path / "marks"
+    code = f"open({str(marks)!r}, 'a').write('x'); raise SystemExit(2)"
+    stop = threading.Event()
+    threading.Thread(target=lambda: (until(lambda: marks.exists() and len(marks.read_text()) >= 2), stop.set())).start()
+    assert run([Child("one", (sys.executable, "-c", code))], stop) == [0]
+
+
+def test_ctrl_c_lets_a_role_finish_what_it_does(tmp_path: Path) -> None:
+    """A terminal signals its whole foreground group; each role must still get one signal, from the supervisor."""
+    signals, ready = tmp_path / "signals", tmp_path / "ready"
+    role = f"""
+import signal, time
+got = []
+for each in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(each, lambda number, frame: got.append(number))
+open({str(ready)!r}, "w").close()
+while not got:
+    time.sleep(0.05)
+time.sleep(0.5)
+open({str(signals)!r}, "w").write(str(len(got)))
+"""
+    code = f"""
+import sys
+from node.daemon import stop_on_signals
+from node.supervise import Child, supervise
+with stop_on_signals() as stop:
+    sys.exit(supervise([Child("one", (sys.executable, "-c", {role!r}))], stop, poll_s=0.02))
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    until(ready.exists)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(30) == 0
+    assert signals.read_text() == "1"

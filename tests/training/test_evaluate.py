@@ -72,7 +72,7 @@ def test_a_model_does_not_differ_from_itself_and_paired_is_narrower() -> None:
     assert apart is not None
     assert (same.low, same.value, same.high) == (0, 0, 0)
     assert apart.low > 0
-    perfect = evaluate.difference(predictions(20, skill=50, seed=1), predictions(20, skill=50, seed=2), "both perfect", seed=3)
+    perfect = evaluate.difference(predictions(20, skill=3, seed=1), predictions(20, skill=3, seed=2), "both perfect", seed=3)
     assert perfect is not None
     assert perfect.low < -0.05  # twenty patients cannot show that
 

@@ -29,8 +29,8 @@ class Deliveries:
     def open_due(self, *, answers_on: bool, now: datetime) -> int:
         """Write one pending row a destination for every inferred study; nothing while answers are off.
 
-        A destination that has the result already keeps its row. Call `Studies.expire_due` first: what grew too old while
-        answers were off must not leave.
+        A destination that has the result already keeps its row; one for which it was given up gets another chance. Call
+        `Studies.expire_due` first: what grew too old while answers were off must not leave.
         """
         inferred = and_(study.c.state == StudyState.INFERRED, study.c.purpose == Purpose.ANSWER)
         if not answers_on or not self._database.has(inferred):
@@ -45,18 +45,21 @@ class Deliveries:
             ).all()
             for row in found:
                 for destination in json.loads(row.destinations):
-                    insert_if_absent(
+                    key = {"result_id": row.id, "destination": destination}
+                    is_new = insert_if_absent(
                         connection,
                         delivery,
-                        result_id=row.id,
+                        **key,
                         study_uid=row.uid,
-                        destination=destination,
                         state=DeliveryState.PENDING,
                         attempts=0,
                         created_at=now,
                         reason="",
                         edition=1,
                     )
+                    if not is_new:  # the same result once more: a person asked for it, so what was given up is due again
+                        dead = and_(delivery.c.state == DeliveryState.DEAD, *(delivery.c[name] == key[name] for name in key))
+                        connection.execute(update(delivery).where(dead).values(state=DeliveryState.PENDING, **_fresh(now)))
                 states.deliver(connection, row.uid, now=now)
             return len(found)
 
@@ -69,8 +72,8 @@ class Deliveries:
         """
         free = and_(
             delivery.c.state == DeliveryState.PENDING,
-            or_(delivery.c.next_attempt_at.is_(None), delivery.c.next_attempt_at <= now),
-            or_(delivery.c.claimed_until.is_(None), delivery.c.claimed_until <= now),
+            or_(delivery.c.next_attempt_at.is_(None), states.is_past(delivery.c.next_attempt_at, now)),
+            or_(delivery.c.claimed_until.is_(None), states.is_past(delivery.c.claimed_until, now)),
         )
         if destinations is not None:
             free = and_(free, delivery.c.destination.in_(list(destinations)))
@@ -158,6 +161,22 @@ class Deliveries:
         """Give the row up until a person revives it."""
         self._change(delivery_id, DeliveryState.DEAD, reason=reason, now=now)
 
+    def kill_unknown(self, destinations: Sequence[str], now: datetime) -> int:
+        """Give up what is on its way to a destination that is none any more, for nobody would ever send it; say how many."""
+        nobodys = and_(delivery.c.state == DeliveryState.PENDING, delivery.c.destination.not_in(list(destinations)))
+        if not self._database.has(nobodys):
+            return 0
+
+        def kill(connection: Connection) -> int:
+            rows = connection.execute(select(delivery.c.id, delivery.c.study_uid).where(nobodys)).all()
+            dead = {"state": DeliveryState.DEAD, "reason": "the settings name no [[pacs]] of this name any more"}
+            for row in rows:
+                connection.execute(update(delivery).where(delivery.c.id == row.id, nobodys).values(dead))
+                states.settle(connection, row.study_uid, now=now)
+            return len(rows)
+
+        return self._database.write(kill)
+
     def revive(self, delivery_id: int | None, now: datetime, *, by: str = "", reason: str = "") -> int:
         """Offer one row, or all that are not sent, again now; say how many. The time to give up counts from now.
 
@@ -167,9 +186,8 @@ class Deliveries:
             No such delivery.
         """
         stuck = delivery.c.state.in_([DeliveryState.HELD, DeliveryState.DEAD])
-        is_free = or_(delivery.c.claimed_until.is_(None), delivery.c.claimed_until <= now)
+        is_free = or_(delivery.c.claimed_until.is_(None), states.is_past(delivery.c.claimed_until, now))
         put_off = and_(delivery.c.state == DeliveryState.PENDING, delivery.c.next_attempt_at > now, is_free)
-        fresh = {"attempts": 0, "created_at": now, "next_attempt_at": None, "claimed_until": None}
 
         def revive(connection: Connection) -> int:
             these = select(delivery.c.id).where(or_(stuck, put_off))
@@ -178,7 +196,9 @@ class Deliveries:
                 these = these.where(delivery.c.id == delivery_id)
             ids = connection.scalars(these).all()
             for each in ids:
-                connection.execute(update(delivery).where(delivery.c.id == each).values(state=DeliveryState.PENDING, **fresh))
+                connection.execute(
+                    update(delivery).where(delivery.c.id == each).values(state=DeliveryState.PENDING, **_fresh(now))
+                )
                 history.note(connection, by=by, what="delivery retried", subject=str(each), reason=reason, now=now)
             return len(ids)
 
@@ -227,6 +247,11 @@ class Deliveries:
             states.settle(connection, _get(connection, delivery_id).study_uid, now=now)
 
         self._database.write(change)
+
+
+def _fresh(now: datetime) -> dict[str, Any]:
+    """Give what makes a row due now, with its full time for retries."""
+    return {"attempts": 0, "created_at": now, "next_attempt_at": None, "claimed_until": None}
 
 
 def _select() -> Select[Any]:

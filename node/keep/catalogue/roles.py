@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete, or_, select
 
 from node.keep.catalogue import history
 from node.keep.catalogue.schema import flag, role
@@ -26,7 +26,9 @@ class Roles:
         """Leave a sign of life."""
 
         def beat(connection: Connection) -> None:
-            gone = role.c.name == sign.name, role.c.host == sign.host, role.c.seen_at < sign.seen_at - FORGET_AFTER
+            silent = role.c.seen_at < sign.seen_at - FORGET_AFTER
+            ahead = role.c.seen_at > sign.seen_at + FORGET_AFTER  # the clock was set back since
+            gone = role.c.name == sign.name, role.c.host == sign.host, or_(silent, ahead)
             connection.execute(delete(role).where(*gone))
             told = json.dumps(dict(sign.told), default=str)
             put_row(connection, role, name=sign.name, host=sign.host, pid=sign.pid, seen_at=sign.seen_at, told=told)

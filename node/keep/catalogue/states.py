@@ -34,6 +34,16 @@ HELD_AS_CONTENT = (Hold.MODALITY, Hold.BURNED_IN, Hold.SECONDARY, Hold.DIGITISED
 """Held instances that surely belong to their study; the other reasons doubt whose they are, or what."""
 CLAIM_LOOK = 20
 """Candidates looked at in one claim: enough that another process cannot take them all from under it."""
+FAR = timedelta(days=2)
+"""The settings plan nothing so far ahead: what is planned beyond it was planned before the clock was set back, and is due."""
+ABANDONED_MAX = 5
+"""So many attempts, and a study that no replier came back with is put off: what ends the process must not end it all day."""
+ABANDONED_WAIT = timedelta(hours=1)
+
+
+def is_past(planned: ColumnElement[datetime | None], now: datetime) -> ColumnElement[bool]:
+    """Say that a planned moment has come."""
+    return or_(planned <= now, planned > now + FAR)
 
 
 def change(
@@ -116,9 +126,13 @@ def _new_round(connection: Connection, uid: str, *, now: datetime, where: Column
 
 
 def is_due_to_complete(*, quiet_s: float, max_wait_s: float, now: datetime) -> ColumnElement[bool]:
-    """Quiet for long enough, or waited for long enough since the first image of this round."""
-    quiet, waited = now - timedelta(seconds=quiet_s), now - timedelta(seconds=max_wait_s)
-    return and_(study.c.state == StudyState.RECEIVING, or_(study.c.last_at <= quiet, study.c.round_at <= waited))
+    """Quiet for long enough, or waited for long enough since the first image of this round.
+
+    A round that began later than now by more than the longest wait began before the clock was set back: it is over.
+    """
+    quiet, longest = timedelta(seconds=quiet_s), timedelta(seconds=max_wait_s)
+    waited = or_(study.c.round_at <= now - longest, study.c.round_at > now + longest)
+    return and_(study.c.state == StudyState.RECEIVING, or_(study.c.last_at <= now - quiet, waited))
 
 
 def complete(connection: Connection, due: ColumnElement[bool], *, now: datetime) -> int:
@@ -137,7 +151,7 @@ def complete(connection: Connection, due: ColumnElement[bool], *, now: datetime)
 def is_due_to_expire(*, answer_within_h: float, now: datetime) -> ColumnElement[bool]:
     """Unanswered for too long since the last image or request, and in nobody's hands."""
     idle = (StudyState.COMPLETE, StudyState.WAITING, StudyState.INFERRED, StudyState.FAILED)
-    abandoned = and_(study.c.state == StudyState.INFERRING, study.c.claimed_until <= now)
+    abandoned = and_(study.c.state == StudyState.INFERRING, is_past(study.c.claimed_until, now))
     return and_(study.c.last_at < now - timedelta(hours=answer_within_h), or_(study.c.state.in_(idle), abandoned))
 
 
@@ -157,8 +171,8 @@ def is_claimable(now: datetime) -> ColumnElement[bool]:
         study.c.purpose == Purpose.ANSWER,
         or_(
             study.c.state == StudyState.COMPLETE,
-            and_(study.c.state == StudyState.FAILED, study.c.next_attempt_at <= now),
-            and_(study.c.state == StudyState.INFERRING, study.c.claimed_until <= now),
+            and_(study.c.state == StudyState.FAILED, is_past(study.c.next_attempt_at, now)),
+            and_(study.c.state == StudyState.INFERRING, is_past(study.c.claimed_until, now)),
         ),
     )
 
@@ -166,9 +180,13 @@ def is_claimable(now: datetime) -> ColumnElement[bool]:
 def claim(connection: Connection, *, claim_s: float, now: datetime) -> str | None:
     """Take the oldest claimable study for `claim_s` seconds; None when there is none."""
     free = is_claimable(now)
-    oldest = select(study.c.uid).where(free).order_by(study.c.last_at, study.c.uid).limit(CLAIM_LOOK)
-    uids: Sequence[str] = connection.scalars(oldest).all()
-    for uid in uids:
+    oldest = select(study.c.uid, study.c.state, study.c.attempts).where(free).order_by(study.c.last_at, study.c.uid)
+    for row in connection.execute(oldest.limit(CLAIM_LOOK)).all():
+        uid: str = row.uid
+        if row.state == StudyState.INFERRING and row.attempts >= ABANDONED_MAX:
+            reason = f"a replier ended while it classified this study (attempt {row.attempts})"
+            stop_inferring(connection, uid, StudyState.FAILED, now=now, reason=reason, next_attempt_at=now + ABANDONED_WAIT)
+            continue
         # what came before this moment is looked at now, so it is not late any more
         if change(
             connection,

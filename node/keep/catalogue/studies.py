@@ -9,7 +9,6 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, exists, func, or_, select
 
-from node.errors import NotFound
 from node.keep.catalogue import history, states
 from node.keep.catalogue.schema import delivery, held, instance, patient, study
 from node.keep.database import Database
