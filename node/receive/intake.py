@@ -23,6 +23,7 @@ from typing import Any
 import pydicom.config
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.errors import BytesLengthException
 from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_file_meta_info
@@ -46,7 +47,7 @@ RELEASABLE = frozenset({Hold.BURNED_IN, Hold.SECONDARY, Hold.DIGITISED})
 """A person who has looked at the image may overrule these; a modality, or a doubt about the patient, nobody can."""
 BROKEN = (
     *(ValueError, TypeError, AttributeError, KeyError, IndexError, EOFError, OverflowError, RecursionError, struct.error),
-    NotImplementedError,
+    *(NotImplementedError, BytesLengthException),
 )
 """What pydicom raises when values are not what their VR and length say."""
 _PIXEL_DATA = 0x7FE00010

@@ -206,21 +206,21 @@ def _whose(association: Association, pacs: Pacs, study: StudyIdentity) -> Patien
                 raise _QueryBroke
             continue
         theirs = _patient_id(match)
-        if theirs and theirs != ours:
+        if theirs is not None and theirs != ours:
             raise Held(
-                f"{pacs.name}: holds this study under another patient (PatientID); correct it there, then `osteon delivery retry`"
+                f"{pacs.name}: holds this study under another patient or none (PatientID); correct it there, then `osteon delivery retry`"
             )
-        told = PatientCheck.SAME if theirs else PatientCheck.UNSAID
+        told = PatientCheck.UNSAID if theirs is None else PatientCheck.SAME
     if status is None:  # an abort, or no answer in time
         association.abort()
         raise _QueryBroke
     return told if status == SUCCESS else PatientCheck.UNSAID
 
 
-def _patient_id(match: Dataset) -> str:
-    """Read the PatientID of a C-FIND match, in the character set of the match."""
+def _patient_id(match: Dataset) -> str | None:
+    """Read the PatientID of a C-FIND match, in the character set of the match; None when the match does not speak of it."""
     if _PATIENT_ID is None or _PATIENT_ID not in match:
-        return ""
+        return None
     element = match.get_item(_PATIENT_ID)
     value = element.value if element is not None else b""
     if not isinstance(value, bytes):

@@ -15,7 +15,7 @@ KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
 def test_what_was_sealed_reads_back_and_is_not_in_the_envelope(plain: bytes, context: str) -> None:
     sealed = Seal(KEY).seal(plain, context)
     assert Seal(KEY).open(sealed, context) == plain
-    assert len(plain) < 4 or plain not in sealed
+    assert len(plain) < 8 or plain not in sealed  # fewer bytes may stand in any envelope
 
 
 def test_the_same_bytes_sealed_twice_are_two_envelopes() -> None:

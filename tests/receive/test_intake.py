@@ -243,6 +243,13 @@ def test_bytes_that_are_no_data_set_are_not_understood(intake: Intake) -> None:
     assert not held(intake)
 
 
+def test_a_character_set_that_is_a_number_is_not_understood(intake: Intake) -> None:
+    dataset = studies.image()
+    raw = studies.encoded(dataset).replace(b"\x08\x00\x05\x00CS", b"\x08\x00\x05\x00SL")
+    with pytest.raises(NotUnderstood):
+        take(intake, dataset, raw=raw)
+
+
 def test_sequences_nested_without_end_are_not_understood_or_held(intake: Intake) -> None:
     dataset = studies.image()
     nested = b"\x08\x00\x15\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff" * 3000

@@ -230,9 +230,11 @@ def test_padding_and_character_set_do_not_make_another_patient(pacs: Pacs) -> No
     assert deliver(destination(pacs.port), [ours]).patient_check is PatientCheck.SAME
 
 
-def test_a_pacs_that_does_not_say_the_patient_is_sent_to(pacs: Pacs, images: list[FileDataset]) -> None:
+def test_a_result_is_held_when_the_pacs_holds_the_study_under_no_patient_id(pacs: Pacs, images: list[FileDataset]) -> None:
     pacs.put(image(modality="CR", PatientID=""))
-    assert deliver(destination(pacs.port), images).patient_check is PatientCheck.UNSAID
+    with pytest.raises(delivery.Held):
+        deliver(destination(pacs.port), images)
+    assert not pacs.held("SR")
 
 
 def test_without_c_find_it_is_sent(tmp_path: Path, images: list[FileDataset]) -> None:
