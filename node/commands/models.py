@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,7 +30,7 @@ FETCH_TIMEOUT_S = 30.0
 
 @app.command("list")
 def list_models(config: Config = DEFAULT_CONFIG) -> None:
-    """List all versions with their metrics, and which one is in service."""
+    """List all versions with the AUC of each, and which one is in service; `osteon models show` gives every figure."""
     from rich.table import Table
 
     registry = _registry(config)
@@ -42,7 +43,8 @@ def list_models(config: Config = DEFAULT_CONFIG) -> None:
     for version in (damaged for damaged, card in cards.items() if card is None):
         table.add_row(named.get(version, ""), version, "", "", "DAMAGED: its card is not the one that was shelved", "")
     for card, version in sorted(((card, each) for each, card in cards.items() if card), key=lambda row: row[0].created_at):
-        metrics = "\n".join(_metrics(card)) or "none"
+        # its own AUC, out of fold and on the locked patients; not those of the baselines
+        metrics = "\n".join(line for line in _metrics(card) if re.match(r"AUC, [^,]+ \d", line)) or "none"
         table.add_row(named.get(version, ""), version, _local(card.created_at), card.recipe, metrics, card.decision)
     _console().print(table)
 

@@ -208,7 +208,8 @@ def _whose(association: Association, pacs: Pacs, study: StudyIdentity) -> Patien
         theirs = _patient_id(match)
         if theirs is not None and theirs != ours:
             raise Held(
-                f"{pacs.name}: holds this study under another patient or none (PatientID); correct it there, then `osteon delivery retry`"
+                f"{pacs.name}: holds this study under another patient or none (PatientID); correct it there, then "
+                "`osteon delivery retry`"
             )
         told = PatientCheck.UNSAID if theirs is None else PatientCheck.SAME
     if status is None:  # an abort, or no answer in time
