@@ -39,5 +39,6 @@ def receive(config: Config = DEFAULT_CONFIG) -> None:
             daemon.run(step, stop, heartbeat=beat)
         finally:
             listener.stop()
+            intake.catalogue.roles.leave("receive", socket.gethostname(), os.getpid())
             intake.close()
             logs.event(log, "stopped")

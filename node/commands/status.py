@@ -48,7 +48,7 @@ def _overview(catalogue: Catalogue, site: Settings) -> list[str]:
         told = ", ".join(f"{name}: {value}" for name, value in role.told.items() if value)
         lines.append(f"  {role.name:<9}{alive}  {told}".rstrip())
     if not roles:
-        lines.append("  none has run yet; `osteon serve` starts them")
+        lines.append("  none is running; `osteon serve` starts them")
     answers = "on" if site.inference.answers == "on" and catalogue.roles.flag("answers") != "paused" else "OFF: nothing leaves"
     try:
         champion = Registry(site.storage.root / "models").champion() or "none in service; studies to be answered wait"

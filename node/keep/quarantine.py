@@ -1,7 +1,7 @@
 """What could not be taken in safely, sealed, one file an object, until a person decides.
 
 In: the bytes as they came and what may be said of them (`Held`). Out: the same bytes, for a release alone. They are identified
-data: nothing here may write them in clear, or name a file by anything but the random id.
+data: nothing here may write them in clear, or name a file by anything but the derived id.
 """
 
 from __future__ import annotations

@@ -193,7 +193,7 @@ class Held:
     """One instance of the quarantine: what may be said of it in clear."""
 
     id: str
-    """Random; also the name of the sealed file."""
+    """A keyed hash of the object and the reason, so that the same object is held once; also the name of the sealed file."""
     reason: Hold
     detail: str
     """A sentence without an identity."""

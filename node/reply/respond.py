@@ -12,7 +12,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from time import monotonic
@@ -55,7 +55,6 @@ class Reply:
     """Why the version that is in service does not work here; empty when it does, or there is none."""
     last_error: str = ""
     _model_tried_at: float = -RETRY_MODEL_S
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def open(cls, settings: Settings) -> Reply:
@@ -153,11 +152,9 @@ class Reply:
             )
         except Exception as error:  # one bad study must not stop the others; it is tried again, later and later
             wait_s = min(RETRY_INFERENCE_FIRST_S * 2**study.attempts, RETRY_INFERENCE_MAX_S)
-            self.last_error = safe_message(error)
-            self.catalogue.studies.fail(
-                study.uid, reason=self.last_error, next_attempt_at=_now() + timedelta(seconds=wait_s), now=_now()
-            )
-            event(log, "study failed", level=logging.ERROR, study=study.uid, error=self.last_error, again_in_s=wait_s)
+            reason = self._trouble(error)
+            self.catalogue.studies.fail(study.uid, reason=reason, next_attempt_at=_now() + timedelta(seconds=wait_s), now=_now())
+            event(log, "study failed", level=logging.ERROR, study=study.uid, error=reason, again_in_s=wait_s)
             return
         event(
             log,
@@ -269,15 +266,21 @@ class Reply:
 
     def _put_off(self, claimed: Delivery, error: Exception) -> DeliveryState:
         """Plan the next attempt of a delivery that failed, or give it up when its time is over."""
-        self.last_error = safe_message(error)
+        reason = self._trouble(error)
         next_at = delivery.next_attempt(
             claimed.attempts, self.settings.delivery, created_at=claimed.created_at, now=_now(), key=str(claimed.id)
         )
         if next_at is None:
-            self.catalogue.deliveries.kill(claimed.id, reason=self.last_error, now=_now())
+            self.catalogue.deliveries.kill(claimed.id, reason=reason, now=_now())
             return DeliveryState.DEAD
-        self.catalogue.deliveries.retry_at(claimed.id, reason=self.last_error, next_attempt_at=next_at, now=_now())
+        self.catalogue.deliveries.retry_at(claimed.id, reason=reason, next_attempt_at=next_at, now=_now())
         return DeliveryState.PENDING
+
+    def _trouble(self, error: Exception) -> str:
+        """Say what went wrong, and remember it with its time for `osteon status`."""
+        message = safe_message(error)
+        self.last_error = f"{message} ({_now():%Y-%m-%d %H:%M:%S} UTC)"
+        return message
 
     # --- who answers -------------------------------------------------------------------------------------------------------
 
@@ -339,5 +342,6 @@ def run(settings: Settings, stop: threading.Event) -> None:
             for sender in senders:
                 if sender.ident is not None:
                     sender.join()
+            reply.catalogue.roles.leave("reply", socket.gethostname(), os.getpid())
         if broken:
             raise broken[0]

@@ -27,6 +27,8 @@ def test_the_role_takes_in_until_it_is_told_to_stop(site: Path) -> None:
             assert until(lambda: [sign.name for sign in catalogue.roles.all()]) == ["receive"]
         role.process.send_signal(signal.SIGTERM)
         assert role.wait(20) == 0
+        with Catalogue.open(load(site).storage.catalogue) as catalogue:
+            assert catalogue.roles.all() == [], "what ended in good order is not silent"
     finally:
         role.close()
     assert [line["event"] for line in role.events] == ["listening", "instance stored", "instance stored", "stopped"]

@@ -35,6 +35,11 @@ class Roles:
 
         self._database.write(beat)
 
+    def leave(self, name: str, host: str, pid: int) -> None:
+        """Strike out a process that ends in good order: it is not silent, it is gone."""
+        this = role.c.name == name, role.c.host == host, role.c.pid == pid
+        self._database.write(lambda connection: connection.execute(delete(role).where(*this)))
+
     def all(self) -> list[Role]:
         """Give the last sign of life of each process, by role, the newest first."""
         with self._database.read() as connection:
