@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from models.errors import OsteonError, Retriable
+from models.errors import OsteonError, Retriable, Tampered
 from node import logs
 from node.errors import NotFound
 from node.settings import load
@@ -138,7 +138,10 @@ def _recipe_of(runs: Path, run: str) -> str:
     file = runs / Path(run).name / "run.json"
     if not file.is_file():
         raise NotFound(f"there is no run {run!r} to continue; `osteon train list` shows what there is")
-    return str(json.loads(file.read_bytes())["recipe"])
+    try:
+        return str(json.loads(file.read_bytes())["recipe"])
+    except (ValueError, KeyError, TypeError):
+        raise Tampered(f"run {run}: run.json is damaged; start a new run") from None
 
 
 def main() -> None:

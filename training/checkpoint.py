@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from models import durable
+from models.errors import Tampered
 
 
 def save(state: Mapping[str, Any], file: Path) -> None:
@@ -23,6 +24,18 @@ def save(state: Mapping[str, Any], file: Path) -> None:
 
 
 def load(file: Path) -> dict[str, Any]:
-    """Read back what `save` wrote."""
-    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    """Read back what `save` wrote.
+
+    Raises
+    ------
+    Tampered
+        The file is damaged.
+    """
+    data = file.read_bytes()
+    try:
+        state: dict[str, Any] = torch.load(BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises errors of many kinds on a damaged file
+        raise Tampered(
+            f"{file.parent.name}/{file.name} of the run is damaged ({type(error).__name__}): start a new run"
+        ) from None
     return state

@@ -74,6 +74,11 @@ class Corpus:
         return _digest([asdict(sample) for sample in self.training])
 
     @property
+    def locked_digest(self) -> str:
+        """SHA-256 of the locked list."""
+        return _digest([asdict(sample) for sample in self.locked])
+
+    @property
     def label_digest(self) -> str:
         """SHA-256 of the labels of the training list."""
         return _digest([[sample.sop_uid, sample.target] for sample in self.training])
@@ -85,14 +90,14 @@ class Corpus:
 
     def to_plain(self) -> dict[str, Any]:
         """Give everything as plain values, with the digests beside it."""
-        return asdict(self) | {"digest": self.digest, "label_digest": self.label_digest}
+        return asdict(self) | {"digest": self.digest, "locked_digest": self.locked_digest, "label_digest": self.label_digest}
 
     @classmethod
     def from_plain(cls, raw: Mapping[str, Any]) -> Corpus:
         """Read back what `to_plain` gave; a list that was edited is refused."""
         training, locked = (tuple(Sample(**sample) for sample in raw[name]) for name in ("training", "locked"))
         corpus = cls(training, locked, raw["left_out"])
-        if corpus.digest != raw["digest"]:
+        if (corpus.digest, corpus.locked_digest) != (raw.get("digest"), raw.get("locked_digest")):
             raise CorpusChanged("the frozen corpus list of this run was changed; start a new run")
         return corpus
 

@@ -24,7 +24,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -37,21 +37,21 @@ from numpy.typing import NDArray
 
 from models import durable
 from models.card import Card, Metric, corpus_file, sha256
-from models.errors import Final, OsteonError
+from models.errors import Final, NoSuchVersion, OsteonError, Tampered
 from models.networks import Network, build, start_weights
 from models.preprocess import Preprocessing
 from models.reference import Reference
 from models.registry import Registry
 from models.runtime import Model, physical_cores
 from node import __version__
-from node.errors import NotFound
+from node.errors import NotFound, disk_full_said
 from node.keep.archive import Archive
-from node.keep.cache import Cache
+from node.keep.cache import NO_ROW, Cache
 from node.keep.catalogue import Catalogue
 from node.logs import event, safe_message
 from node.settings import Settings
 from training import checkpoint, corpus, evaluate, export, finetune, pages, promote
-from training.corpus import Corpus, Fold, Sample
+from training.corpus import Corpus, CorpusChanged, Fold, Sample
 from training.evaluate import Predictions
 from training.finetune import Epoch, Pictures
 from training.recipe import Recipe, seed_for
@@ -113,12 +113,16 @@ def run(
         There are too few labelled patients; the message names them by class.
     NotFound, OtherRun, Busy
         There is no such run, it was started with another recipe, or another process works on it.
-    Diverged, NotTheSame, CorpusChanged
+    NoSpace
+        The disk is full; the run goes on in its folder when there is room again.
+    Diverged, NotTheSame, CorpusChanged, Tampered
         The run cannot come to a model; nothing is shelved.
     """
-    with Catalogue.open(settings.storage.catalogue) as catalogue:
+    with disk_full_said(), Catalogue.open(settings.storage.catalogue) as catalogue:
         cycle = _Cycle(settings, recipe, catalogue, now, progress)
         with cycle.begun(run_id):
+            if ended := cycle.ended():
+                return ended
             frozen = cycle.corpus()
             folds = cycle.folds(frozen)
             out_of_fold, temperature, epochs = cycle.cross_validate(frozen, folds)
@@ -164,6 +168,7 @@ class _Cycle:
             self.bound = self._step("run.json", self._bind)
             if self.bound["recipe_digest"] != self.recipe.digest:
                 raise OtherRun(f"run {self.folder.name} was started with another recipe {self.bound['recipe']}; start a new run")
+            self._require_same_machinery()
             threads = torch.get_num_threads()
             torch.set_num_threads(self.bound["threads"])
             event(log, "training started", run=self.folder.name, recipe=self.recipe.name, device=self.bound["device"])
@@ -192,18 +197,33 @@ class _Cycle:
             "seed": self.recipe.seed,
             "device": _device(self.settings.training.device),
             "threads": physical_cores(),
-            "code_version": __version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
+            **_versions(),
             "python": platform.python_version(),
         }
+
+    def _require_same_machinery(self) -> None:
+        """Refuse to finish a run with what would make another model of it."""
+        if (self.folder / "outcome.json").is_file():
+            return
+        others = [f"{name} {self.bound[name]} (now {here})" for name, here in _versions().items() if self.bound[name] != here]
+        if self.bound["device"] == "cuda" and not torch.cuda.is_available():
+            others.append("device cuda (now none is found)")
+        if others:
+            raise OtherRun(f"run {self.folder.name} was started with {', '.join(others)}; go on with that, or start a new run")
 
     def _step(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Give what a step left in its file, or let it make that now."""
         file = self.folder / name
         if not file.is_file():
             self._write(name, (json.dumps(make(), indent=1) + "\n").encode())
-        found: dict[str, Any] = json.loads(file.read_bytes())
+        return self._read(name)
+
+    def _read(self, name: str) -> dict[str, Any]:
+        """Read what a step left."""
+        try:
+            found: dict[str, Any] = json.loads((self.folder / name).read_bytes())
+        except ValueError:
+            raise Tampered(f"run {self.folder.name}: {name} is damaged; start a new run") from None
         return found
 
     def _write(self, name: str, data: bytes) -> None:
@@ -216,7 +236,17 @@ class _Cycle:
 
     def corpus(self) -> Corpus:
         """Decode what is labelled, and freeze the lists."""
-        return Corpus.from_plain(self._step("corpus.json", self._freeze))
+        frozen = Corpus.from_plain(self._step("corpus.json", self._freeze))
+        self._decode_again(frozen, self.cache)
+        return frozen
+
+    def _decode_again(self, frozen: Corpus, cache: Cache) -> None:
+        """Bring pictures of the frozen lists back that the cache does not hold (any more); those it holds stay as they are."""
+        wanted = {sample.sop_uid for sample in (*frozen.training, *frozen.locked)}
+        missing = {uid for uid in wanted if (row := cache.get(uid)) is None or row.row == NO_ROW}
+        if missing:
+            images = [image for image in self.catalogue.instances.for_training() if image.sop_uid in missing]
+            cache.build(images, self.archive.read, threads=self.bound["threads"])
 
     def _freeze(self) -> dict[str, Any]:
         chosen, left_out = corpus.choose(self.catalogue.instances.for_training(), self.catalogue.labels.all(), self.recipe)
@@ -321,8 +351,7 @@ class _Cycle:
     def _journal(self, fit: str, done: int) -> Callable[[Epoch], None]:
         """Give what writes one line an epoch to metrics.jsonl; lines of a fit that was killed are taken out first."""
         file = self.folder / "metrics.jsonl"
-        lines = file.read_text().splitlines() if file.is_file() else []
-        kept = [line for line in lines if _fit_of(line) not in ("", fit)]
+        kept = [line for line in _journal_lines(file) if _fit_of(line) != fit]
         self._write("metrics.jsonl", "".join(f"{line}\n" for line in kept).encode())
 
         def on_epoch(line: Epoch) -> None:
@@ -433,17 +462,21 @@ class _Cycle:
 
     def _in_service(self, version: str, frozen: Corpus) -> tuple[Predictions | None, str]:
         """Let the model in service look at the locked patients; or say why it cannot be compared."""
-        card = self.registry.card(version)
+        try:
+            card, model = self.registry.card(version), Model.load(self.registry, version, threads=self.bound["threads"])
+            trained_on = self.registry.corpus(version)
+        except (Tampered, NoSuchVersion):
+            return None, "its files are damaged"
         if [label.name for label in card.labels] != [label.name for label in self.recipe.classes]:
             return None, "it knows other classes"
-        if self.registry.corpus(version) & {sample.pid for sample in frozen.locked}:
+        if trained_on & {sample.pid for sample in frozen.locked}:
             return None, "it was trained on a patient who is locked now"
-        model = Model.load(self.registry, version, threads=self.bound["threads"])
         cache = Cache(self.root / "cache", card.preprocessing)
-        wanted = {sample.sop_uid for sample in frozen.locked}
-        images = [image for image in self.catalogue.instances.for_training() if image.sop_uid in wanted]
-        cache.build(images, self.archive.read, threads=self.bound["threads"])
-        rows = cache.pixels([sample.sop_uid for sample in frozen.locked])
+        self._decode_again(replace(frozen, training=()), cache)
+        try:
+            rows = cache.pixels([sample.sop_uid for sample in frozen.locked])
+        except KeyError:
+            raise CorpusChanged from None
         parts = [model.predict(part[:, None].astype(np.float32) / np.float32(255))[0] for part in _parts(rows)]
         return evaluate.by_study(frozen.locked, np.concatenate(parts) / card.temperature, self.recipe.urgent), ""
 
@@ -451,8 +484,11 @@ class _Cycle:
         """Write down that the locked patients are looked at, before they are; give how often they were by now."""
         file = self.root / "models" / "looks.jsonl"
         durable.make_folder(file.parent)
-        with open(file, "a+", encoding="ascii") as looks:
+        with open(file, "a+", encoding="ascii", opener=lambda path, flags: os.open(path, flags, 0o600)) as looks:
             fcntl.flock(looks, fcntl.LOCK_EX)
+            looks.seek(0)
+            if (before := looks.read()) and not before.endswith("\n"):
+                looks.write("\n")  # a torn line was a look, too
             look = {"at": self.now().isoformat(), "run": self.folder.name, "recipe": self.recipe.name, "patients": patients}
             looks.write(json.dumps(look) + "\n")
             looks.flush()
@@ -523,7 +559,7 @@ class _Cycle:
             ),
         )
         event(log, "model judged", run=self.folder.name, version=version, decision=gate["decision"])
-        if promoted and not (self.folder / "outcome.json").is_file():
+        if promoted and not any((move.version, move.by) == (version, "gate") for move in self.registry.history()):
             self._promote(version, figures["champion"], gate)
         return decision
 
@@ -541,7 +577,10 @@ class _Cycle:
         return {"decision": decision.verdict.value, "words": decision.words}
 
     def _promote(self, version: str, champion_before: str | None, gate: dict[str, Any]) -> None:
-        """Put the version into service, unless the model it was compared with is no longer the one there."""
+        """Put the version into service, unless the model it was compared with is no longer the one there.
+
+        Asked once only: what a person decided since then stands when a run is continued that was killed after the move.
+        """
         if self.registry.champion() not in (champion_before, version):
             raise OtherRun("another model went into service since this one was compared; nothing was promoted, start a new run")
         self.registry.promote(
@@ -554,7 +593,7 @@ class _Cycle:
         )
 
     def _card(self, frozen: Corpus, figures: dict[str, Any], temperature: float, gate: dict[str, Any]) -> Card:
-        parity = json.loads((self.folder / "parity.json").read_bytes())
+        parity = self._read("parity.json")
         return Card(
             name=f"Osteon {self.recipe.name}",
             arch=self.recipe.network,
@@ -591,9 +630,9 @@ class _Cycle:
             return
         self.progress.stage("drawing the report")
         names = [label.name for label in self.recipe.classes]
-        stored = json.loads((self.folder / "predictions.json").read_bytes())
+        stored = self._read("predictions.json")
         said = {name: _predictions(plain, self.recipe.urgent) for name, plain in stored.items()}
-        lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in _journal_lines(self.folder / "metrics.jsonl")]
         curves = [self._curve(name, predictions) for name, predictions in said.items() if predictions.smaller_class()]
         plots = {"loss": pages.loss_plot(lines), "roc": pages.roc_plot(curves)}
         seen = said[OUT_OF_FOLD]
@@ -615,7 +654,7 @@ class _Cycle:
         self._write("report.html", pages.render(page).encode())
 
     def _facts(self, frozen: Corpus, decision: dict[str, Any]) -> dict[str, str]:
-        parity = json.loads((self.folder / "parity.json").read_bytes())
+        parity = self._read("parity.json")
         return {
             "version": decision["version"],
             "recipe": f"{self.recipe.name} ({self.recipe.digest[:12]})",
@@ -642,6 +681,12 @@ class _Cycle:
         low, high = np.quantile(drawn, [alpha / 2, 1 - alpha / 2], axis=0)
         return pages.Curve(f"{name} ({len(predictions.studies)} studies)", false, true, grid, low, high)
 
+    def ended(self) -> Outcome | None:
+        """Give what a finished run came to, None when there is something left to do."""
+        if not (self.folder / "outcome.json").is_file():
+            return None
+        return Outcome(self.folder.name, self.folder, **self._read("outcome.json"))
+
     def done(self, decision: dict[str, Any]) -> Outcome:
         """Enter the outcome in the catalogue and give it back."""
         self._finish("done", decision["version"], decision["decision"])
@@ -663,6 +708,17 @@ def _device(asked: str) -> str:
     if asked == "cuda" and not there:
         raise Final('[training] device is "cuda", and torch finds none here: set it to "auto" or "cpu"')
     return "cuda" if there and asked != "cpu" else "cpu"
+
+
+def _versions() -> dict[str, str]:
+    """Name the versions that the bytes of a model hang on."""
+    return {"code_version": __version__, "torch": str(torch.__version__), "numpy": np.__version__}
+
+
+def _journal_lines(file: Path) -> list[str]:
+    """Give the whole lines of metrics.jsonl; a kill or a power cut may have torn one."""
+    lines = file.read_text(encoding="ascii", errors="replace").splitlines() if file.is_file() else []
+    return [line for line in lines if _fit_of(line)]
 
 
 def _fit_of(line: str) -> str:

@@ -62,15 +62,18 @@ def softmax(logits: NDArray[np.floating]) -> Floats:
 
 
 def by_study(samples: Sequence[Sample], logits: NDArray[np.floating], urgent: tuple[int, ...]) -> Predictions:
-    """Combine calibrated logits of images (n, classes) into one prediction a study, as serving does: the mean, then softmax."""
-    rows: dict[str, list[int]] = {}
+    """Combine calibrated logits of images (n, classes) into one prediction a study, as serving does: the mean, then softmax.
+
+    Images of one study that are labelled differently, each on its own, are cases of their own: they share no truth.
+    """
+    rows: dict[tuple[str, int], list[int]] = {}
     for row, sample in enumerate(samples):
-        rows.setdefault(sample.study_uid, []).append(row)
+        rows.setdefault((sample.study_uid, sample.target), []).append(row)
     studies = tuple(sorted(rows))
     first = [samples[rows[study][0]] for study in studies]
     means = np.stack([np.asarray(logits, np.float64)[rows[study]].mean(axis=0) for study in studies])
     return Predictions(
-        studies=studies,
+        studies=tuple(study for study, _ in studies),
         patients=tuple(sample.pid for sample in first),
         truth=np.array([sample.target for sample in first], np.int64),
         probabilities=softmax(means),
@@ -78,7 +81,7 @@ def by_study(samples: Sequence[Sample], logits: NDArray[np.floating], urgent: tu
     )
 
 
-def wilson(hits: int, n: int, alpha: float = 0.05) -> tuple[float, float]:
+def wilson(hits: float, n: int, alpha: float = 0.05) -> tuple[float, float]:
     """Give Wilson's score interval of a proportion; (0, 1) when there are no cases."""
     if n == 0:
         return 0.0, 1.0
@@ -109,9 +112,9 @@ def metrics(predictions: Predictions, of: str, *, seed: int, draws: int = 2000, 
         count, cases = int((hits & among).sum()), int(among.sum())
         if not cases:
             return None
-        low, high = wilson(count, cases, alpha)
         people = len({patient for patient, counted in zip(predictions.patients, among, strict=True) if counted})
-        return Metric(f"{name}, {of}", count / cases, low, high, people, f"Wilson, {cases} studies")
+        low, high = wilson(count / cases * people, people, alpha)  # two studies of one child are not two children
+        return Metric(f"{name}, {of}", count / cases, low, high, people, f"Wilson over the patients, {cases} studies")
 
     def resampled(name: str, measure: Callable[[Floats], Floats]) -> Metric:
         value, drawn = float(measure(once)[0]), measure(weights)

@@ -77,10 +77,10 @@ def _against_champion(evidence: Evidence, rules: Gate) -> Decision:
             Verdict.INSUFFICIENT, f"The model in service ({evidence.champion}) cannot be compared: {evidence.incomparable}."
         )
     said = f"AUC candidate minus model in service ({evidence.champion}): {told(found)}, margin {rules.margin:g}"
+    if found.high < 0:  # by however little: small steps down within the margin would add up
+        return Decision(Verdict.REFUSE, f"Worse. {said}.")
     if found.low > -rules.margin:
         return Decision(Verdict.PROMOTE, f"Not worse by the margin. {said}.")
-    if found.high < 0:
-        return Decision(Verdict.REFUSE, f"Worse. {said}.")
     return Decision(Verdict.INSUFFICIENT, f"It may be worse by more than the margin, and it may not. {said}.")
 
 

@@ -148,6 +148,7 @@ class Orthanc:
             "DicomWeb": {"Enable": plugin is not None},
             "HttpServerEnabled": True,
             "HttpPort": self.http_port,
+            "HttpBindAddresses": ["127.0.0.1"],  # from 1.12 on; older ones ignore it and refuse what is not loopback
             "RemoteAccessAllowed": False,
             "AuthenticationEnabled": False,
             "DicomServerEnabled": True,

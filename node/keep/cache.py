@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from models.errors import OsteonError, Unreadable
+from models import durable
+from models.errors import OsteonError
 from models.preprocess import Preprocessing, preprocess
 from node.keep.records import Instance
 
@@ -139,9 +140,12 @@ class Cache:
             dataset = read(instance)
             date = _taken_on(dataset)
             grey = np.rint(preprocess(dataset, self.spec)[0] * 255).astype(np.uint8)
-        except (Unreadable, OSError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # pydicom raises anything on a damaged file, an OSError that no system call gave among it
             problem = str(error) if isinstance(error, OsteonError) else "the file cannot be read"
-            return Row(instance.sop_uid, _source(instance), NO_ROW, "", 0.0, 0.0, date, problem), None
+            away = isinstance(error, OSError) and error.errno is not None  # says nothing about the image: it is tried again
+            return Row(instance.sop_uid, "" if away else _source(instance), NO_ROW, "", 0.0, 0.0, date, problem), None
         row = Row(
             sop_uid=instance.sop_uid,
             source=_source(instance),
@@ -170,22 +174,25 @@ class Cache:
 
     def _note(self, rows: Sequence[Row]) -> None:
         """Write the lines of rows that are on the disk already."""
-        with open(self._index, "a", encoding="ascii") as file:
-            file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
+        with open(self._index, "ab") as file:
+            file.writelines(_line(row) for row in rows)
             file.flush()
             os.fsync(file.fileno())
         self._rows |= {row.sop_uid: row for row in rows}
 
     def _lines(self) -> Iterator[Row]:
-        """Read the index; what a kill left torn at its end is not a line, nor is a line whose row is not there."""
+        """Read the index; what a kill left torn is not a line, nor is a line whose row is not there."""
         if not self._index.is_file():
             return
         rows = self._pixels.stat().st_size // self._row_bytes if self._pixels.is_file() else 0
-        with open(self._index, encoding="ascii") as file:
+        with open(self._index, encoding="ascii", errors="replace") as file:
             for text in file:
                 if not text.endswith("\n"):
                     return
-                line = Row(**json.loads(text))
+                try:
+                    line = Row(**json.loads(text))
+                except (ValueError, TypeError):
+                    continue
                 if line.row < rows:
                     yield line
 
@@ -201,10 +208,14 @@ class Cache:
             lines = list(self._lines())
             self._rows = {line.sop_uid: line for line in lines}
             _cut(self._pixels, self._row_bytes * (1 + max((line.row for line in lines), default=NO_ROW)))
-            if self._index.is_file():
-                text = self._index.read_bytes()
-                _cut(self._index, text.rfind(b"\n") + 1)
+            text = b"".join(_line(line) for line in lines)
+            if self._index.is_file() and self._index.read_bytes() != text:
+                durable.write(self._index, text, mode=0o600)  # a line that stayed could name the row that is written next
             yield
+
+
+def _line(row: Row) -> bytes:
+    return json.dumps(asdict(row)).encode("ascii") + b"\n"
 
 
 def _cut(file: Path, size: int) -> None:

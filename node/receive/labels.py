@@ -117,6 +117,10 @@ def resolve(
             problems.append(Problem(row.line, f"the row {what} line {line}, which labels the same study or image"))
         elif any(_contradicts(label, earlier) for earlier in stored):
             problems.append(Problem(row.line, "another label is stored; its reader can correct it with a later labelled_on"))
+        elif any(_forgets_treatment(label, earlier) for earlier in stored):
+            problems.append(
+                Problem(row.line, "a day of first treatment is stored, and the row states none; it may be changed, not left out")
+            )
         elif label not in stored:
             labels.append(label)
     return labels, problems
@@ -198,6 +202,12 @@ def _contradicts(new: Label, stored: Label) -> bool:
     if (new.study_uid, new.sop_uid) != (stored.study_uid, stored.sop_uid) or new.label == stored.label:
         return False
     return new.reader != stored.reader or new.labelled_on <= stored.labelled_on
+
+
+def _forgets_treatment(new: Label, stored: Label) -> bool:
+    """Say whether `new` would replace a label and lose the day from which on the patient's images do not train."""
+    place = (new.study_uid, new.sop_uid, new.reader) == (stored.study_uid, stored.sop_uid, stored.reader)
+    return place and bool(stored.first_treatment_on) and not new.first_treatment_on
 
 
 def _date(text: str) -> date | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import studies
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from models.errors import Unreadable
@@ -140,3 +143,51 @@ def test_another_preprocessing_has_rows_of_its_own(tmp_path: Path) -> None:
     assert other.get(instance(1).sop_uid) is None
     other.build([instance(1)], read)
     assert other.pixels([instance(1).sop_uid]).shape == (1, 16, 16)
+
+
+def test_a_line_whose_row_is_lost_never_names_the_row_of_another_image(tmp_path: Path) -> None:
+    images = [instance(number) for number in (1, 2)]
+    cache = Cache(tmp_path, SPEC)
+    cache.build(images, read)
+    (cache.folder / "pixels.u8").unlink()
+    Cache(tmp_path, SPEC).build(images[1:], read)
+    Cache(tmp_path, SPEC).build([instance(3)], read)
+    again = Cache(tmp_path, SPEC)
+    assert again.get(images[0].sop_uid) is None
+    assert again.build(images, read) == 1
+    assert np.array_equal(again.pixels([images[0].sop_uid])[0] / np.float32(255), preprocess(read(images[0]), SPEC)[0])
+
+
+def test_a_line_that_cannot_be_read_costs_its_image_only(tmp_path: Path) -> None:
+    images = [instance(number) for number in (1, 2)]
+    cache = Cache(tmp_path, SPEC)
+    cache.build(images, read)
+    index = cache.folder / "index.jsonl"
+    first, second = index.read_bytes().splitlines(keepends=True)
+    index.write_bytes(b"\0" * (len(first) - 1) + b"\n" + second)
+    assert Cache(tmp_path, SPEC).build(images, read) == 1
+
+
+def test_a_disk_that_was_away_is_no_unreadable_image(tmp_path: Path) -> None:
+    def away(_one: Instance) -> Dataset:
+        raise OSError(errno.EIO, "Input/output error")
+
+    cache = Cache(tmp_path, SPEC)
+    cache.build([instance(1)], away)
+    known = cache.get(instance(1).sop_uid)
+    assert known is not None
+    assert known.problem == "the file cannot be read"
+    assert Cache(tmp_path, SPEC).build([instance(1)], read) == 1
+    assert len(Cache(tmp_path, SPEC)) == 1
+
+
+def test_a_damaged_file_of_the_archive_stops_no_build(tmp_path: Path) -> None:
+    def damaged(one: Instance) -> Dataset:
+        return dcmread(BytesIO(b"nothing")) if one.path == "1" else read(one)
+
+    cache = Cache(tmp_path, SPEC)
+    cache.build([instance(1), instance(2)], damaged)
+    known = cache.get(instance(1).sop_uid)
+    assert known is not None
+    assert known.problem
+    assert len(cache) == 1

@@ -195,6 +195,17 @@ def test_another_label_is_a_contradiction_unless_its_reader_corrects_it_later(re
     assert [one.label for one in stored(received)] == ["omy"]
 
 
+def test_a_row_without_the_day_of_treatment_does_not_wipe_out_the_stored_one(received: Path, tmp_path: Path) -> None:
+    """Images after that day must not train, so it is never forgotten for want of a column."""
+    told, _ = run(received, tmp_path, row(FIRST) + "2024-04-02")
+    assert "1 labels imported" in told
+    told, error = run(received, tmp_path, row(FIRST, on="2024-06-01"))
+    assert error is not None
+    assert "line 2: a day of first treatment is stored" in told
+    (label,) = stored(received)
+    assert label.first_treatment_on
+
+
 def test_two_readers_may_agree(received: Path, tmp_path: Path) -> None:
     _, error = run(received, tmp_path, row(FIRST), row(FIRST, reader="xy"))
     assert error is None

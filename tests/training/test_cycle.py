@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -18,10 +20,13 @@ import torch
 from labelled import NOW, labelled_site, pid, settings_of
 from typer.testing import CliRunner
 
+from models import durable
+from models.errors import Final
 from models.registry import Registry
-from node.errors import NotFound
+from node.errors import NoSpace, NotFound
 from node.keep.catalogue import Catalogue
 from training import checkpoint, cycle, promote
+from training.corpus import CorpusChanged
 from training.finetune import Epoch
 from training.recipe import Gate, Recipe, named
 from training.verbs import app
@@ -157,18 +162,24 @@ def test_a_killed_run_continues_to_the_same_model_and_the_gate_alone_moves_the_c
     registry.promote(first.version, by="a person", reason="a test", decision="", now=NOW, locked=())
     assert run(site, run_id=ended.run).version == ended.version  # a finished run does nothing again
     assert registry.champion() == first.version
+    (ended.folder / "outcome.json").unlink()  # killed after the gate had moved the champion
+    assert run(site, run_id=ended.run).version == ended.version
+    assert registry.champion() == first.version  # what a person decided since then stands
 
 
 def test_a_candidate_is_compared_with_the_model_in_service_and_the_look_is_counted(site: Path, first: cycle.Outcome) -> None:
     root = settings_of(site).storage.root
     registry = Registry(root / "models")
     registry.promote(first.version, by="a person", reason="a test", decision="", now=NOW, locked=())
+    with (root / "models" / "looks.jsonl").open("a") as torn:
+        torn.write('{"at": "2026')  # a look that a full disk or a power cut did not let be written down whole was one
     looks = len((root / "models" / "looks.jsonl").read_text().splitlines())
     for name in ("evaluation", "gate", "decision", "outcome"):
         (first.folder / f"{name}.json").unlink()
     again = run(site, run_id=first.run)
     found = read(again, "evaluation.json")
     assert found["looks"] == looks + 1
+    assert stat.S_IMODE((root / "models" / "looks.jsonl").stat().st_mode) == 0o600
     assert (found["champion"], found["incomparable"]) == (first.version, "")
     apart = found["against_champion"]
     assert np.allclose([apart["value"], apart["low"], apart["high"]], 0)  # it is the same network
@@ -186,6 +197,85 @@ def test_a_run_is_continued_by_its_own_recipe_only(site: Path, first: cycle.Outc
     for name in ("nothing", "../runs/" + first.run):
         with pytest.raises(NotFound):
             run(site, run_id=name)
+
+
+def copied(first: cycle.Outcome, name: str) -> Path:
+    """Copy a finished run, as it was when its last step was not done yet."""
+    folder = first.folder.with_name(name)
+    shutil.copytree(first.folder, folder)
+    (folder / "outcome.json").unlink()
+    return folder
+
+
+def test_a_run_goes_on_when_the_cache_was_thrown_away(site: Path, first: cycle.Outcome) -> None:
+    cache = settings_of(site).storage.root / "cache"
+    shutil.rmtree(cache)
+    assert run(site, run_id=first.run).version == read(first, "outcome.json")["version"]  # a finished run needs no picture
+    assert not list(cache.rglob("pixels.u8"))
+    assert run(site, run_id=copied(first, "without-cache").name).version == read(first, "outcome.json")["version"]
+
+
+def test_a_damaged_model_in_service_is_no_reason_to_lose_a_run(site: Path, first: cycle.Outcome) -> None:
+    registry = Registry(settings_of(site).storage.root / "models")
+    registry.promote(first.version, by="a person", reason="a test", decision="", now=NOW, locked=())
+    file = registry.folder(first.version) / "model.onnx"
+    whole = file.read_bytes()
+    file.chmod(0o600)
+    file.write_bytes(whole[:-1])
+    folder = copied(first, "damaged-champion")
+    for name in ("evaluation", "gate", "decision"):
+        (folder / f"{name}.json").unlink()
+    try:
+        judged = run(site, run_id=folder.name)
+    finally:
+        file.write_bytes(whole)
+    assert judged.decision == "insufficient evidence"
+    found = read(judged, "evaluation.json")
+    assert (found["incomparable"], found["against_champion"]) == ("its files are damaged", None)
+
+
+@pytest.mark.parametrize("name", ["run.json", "corpus.json", "fits/fold-0.json", "fits/refit.pt", "evaluation.json"])
+def test_a_damaged_run_folder_is_told_in_clear_words(site: Path, first: cycle.Outcome, name: str) -> None:
+    folder = copied(first, f"damaged-{Path(name).stem}")
+    (folder / name).chmod(0o600)
+    (folder / name).write_bytes(b'{"torn')
+    with pytest.raises(Final, match=re.escape(name)):
+        run(site, run_id=folder.name)
+
+
+def test_a_journal_torn_by_a_power_cut_costs_a_line_and_not_the_run(site: Path, first: cycle.Outcome) -> None:
+    folder = copied(first, "torn-journal")
+    (folder / "report.html").unlink()
+    with (folder / "metrics.jsonl").open("a") as journal:
+        journal.write('{"fit": "refit", "ep')
+    assert run(site, run_id=folder.name).version == read(first, "outcome.json")["version"]
+    assert (folder / "report.html").is_file()
+
+
+def test_a_run_goes_on_with_its_own_versions_only(site: Path, first: cycle.Outcome) -> None:
+    folder = copied(first, "other-torch")
+    bound = json.loads((folder / "run.json").read_bytes())
+    (folder / "run.json").write_text(json.dumps(bound | {"torch": "1.0"}))
+    with pytest.raises(cycle.OtherRun, match=r"torch 1\.0"):
+        run(site, run_id=folder.name)
+
+
+def test_an_edited_list_of_locked_images_is_refused(site: Path, first: cycle.Outcome) -> None:
+    folder = copied(first, "edited")
+    lists = json.loads((folder / "corpus.json").read_bytes())
+    lists["locked"] = lists["locked"][1:]
+    (folder / "corpus.json").write_text(json.dumps(lists))
+    with pytest.raises(CorpusChanged):
+        run(site, run_id=folder.name)
+
+
+def test_a_full_disk_is_told_as_such(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(durable, "write", full)
+    with pytest.raises(NoSpace):
+        run(site)
 
 
 def test_too_few_labels_end_in_one_line_that_says_what_to_do(tmp_path: Path) -> None:

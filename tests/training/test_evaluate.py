@@ -55,6 +55,11 @@ def test_studies_of_one_patient_are_not_counted_as_patients() -> None:
     assert many is not None
     assert few is not None
     assert (many.n, few.n) == (120, 12)
+    shares = [
+        evaluate.metrics(predictions(120, skill=0.5, per_patient=each), "test", seed=1, draws=50)["accuracy"] for each in (1, 10)
+    ]
+    assert shares[0].value == shares[1].value
+    assert shares[1].high - shares[1].low > 2 * (shares[0].high - shares[0].low)
 
 
 def test_a_perfect_separation_of_few_patients_is_not_certain() -> None:
@@ -83,6 +88,15 @@ def test_images_of_a_study_are_combined_as_serving_does() -> None:
     combined = evaluate.by_study(samples, logits, (0,))
     assert combined.probabilities == pytest.approx(evaluate.softmax(np.array([[0.5, 0], [0, 2]])))
     assert combined.truth.tolist() == [0, 1]
+
+
+def test_images_of_a_study_that_show_different_things_are_not_one_case() -> None:
+    """Labels of images: the healthy side may be in the same study, and its truth is not the other side's."""
+    samples = [Sample(f"2.25.{n}", "2.25.9", "P", target, 9, "F", "", 0, 0) for n, target in enumerate((1, 0))]
+    combined = evaluate.by_study(samples, np.array([[0.0, 3], [3, 0]]), (0,))
+    assert combined.truth.tolist() == [0, 1]
+    assert combined.probabilities.argmax(axis=1).tolist() == [0, 1]
+    assert combined.studies == ("2.25.9", "2.25.9")
 
 
 def test_trivial_baselines_find_what_needs_no_picture() -> None:
@@ -130,6 +144,7 @@ def test_a_first_model_has_to_beat_chance_and_what_needs_no_picture() -> None:
         (figure(0.0, -0.05, 0.05), Verdict.INSUFFICIENT),
         (figure(0.02, -0.08, 0.12), Verdict.INSUFFICIENT),
         (figure(-0.2, -0.3, -0.1), Verdict.REFUSE),
+        (figure(-0.02, -0.03, -0.01), Verdict.REFUSE),  # shown to be worse, though by less than the margin
     ],
 )
 def test_a_candidate_has_to_be_shown_not_worse_by_the_margin(apart: Metric, verdict: Verdict) -> None:
