@@ -12,8 +12,6 @@ import hmac
 from dataclasses import dataclass, field
 
 PID_PREFIX = "OST-"
-KEPT_UID_ROOT = "1.2.840.10008."
-"""UIDs below it are the standard's own words (SOP classes, transfer syntaxes) and name nobody."""
 _SEPARATOR = "\x1f"
 _WEEKS = 520
 
@@ -53,9 +51,8 @@ class SiteKeys:
         return PID_PREFIX + base64.b32encode(_mac(self._pid, issuer, patient_id))[:16].decode()
 
     def uid(self, original: str) -> str:
-        """Give the UID that stands for `original`; what begins with 1.2.840.10008. stays as it is."""
-        original = _normal(original)
-        return original if original.startswith(KEPT_UID_ROOT) else _as_uid(hmac.digest(self._uid, original.encode(), "sha256"))
+        """Give the UID that stands for `original`, whatever its root: somebody may have made it below the standard's."""
+        return _as_uid(hmac.digest(self._uid, _normal(original).encode(), "sha256"))
 
     def days(self, issuer: str, patient_id: str) -> int:
         """Give the shift of all dates of a patient: whole weeks into the past, 1 to 520."""

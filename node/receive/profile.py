@@ -112,7 +112,9 @@ class Rule(StrEnum):
     TIME = "time"
     DATETIME = "datetime"
     NUMBER = "number"
+    COUNT = "count"
     BYTES = "bytes"
+    TABLE = "table"
     TERM = "term"
     CODES = "codes"
     ITEMS = "items"
@@ -128,7 +130,9 @@ SENTENCES: Mapping[Rule, str] = {
     Rule.TIME: "the hour stays, minutes and seconds become zero",
     Rule.DATETIME: "date shifted, hour kept, offset dropped",
     Rule.NUMBER: "kept when it is a number of its VR",
+    Rule.COUNT: "kept when it has one to four digits: a longer one may be a date or an accession number",
     Rule.BYTES: "kept as it is",
+    Rule.TABLE: "the entries that the descriptor speaks of are kept",
     Rule.TERM: "kept when the vocabulary knows it, in the vocabulary's spelling; else emptied and counted by a keyed hash",
     Rule.CODES: "codes that the vocabulary knows stay, with the vocabulary's meaning; the others go",
     Rule.ITEMS: "items are cleaned by the rows below",
@@ -145,7 +149,9 @@ _PERMITTED: Mapping[str, frozenset[Rule]] = {
     "U*": frozenset({Rule.ITEMS}),
     "K": frozenset({Rule.TERM, Rule.AGE}),
     "C": frozenset({Rule.DATE, Rule.TIME, Rule.DATETIME, Rule.TERM, Rule.CODES}),
-    "": frozenset({Rule.CLASS, Rule.UID, Rule.NUMBER, Rule.BYTES, Rule.TERM, Rule.CODES, Rule.ITEMS, Rule.EMPTY}),
+    "": frozenset(
+        {Rule.CLASS, Rule.UID, Rule.NUMBER, Rule.COUNT, Rule.BYTES, Rule.TABLE, Rule.TERM, Rule.CODES, Rule.ITEMS, Rule.EMPTY}
+    ),
 }
 """Which rules of the allow-list are as strict as an action of the profile."""
 

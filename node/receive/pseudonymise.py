@@ -44,7 +44,7 @@ from pydicom.values import convert_SQ
 import node
 from models.errors import Final
 from node.keep.records import Hold, Identity, Instance, RawElement
-from node.pseudonym import KEPT_UID_ROOT, SiteKeys
+from node.pseudonym import SiteKeys
 from node.receive.profile import ALLOWED, METHOD_CODES, PROFILE_EDITION, Allowed, Rule, Vocabulary
 
 ARCHIVED_CLASSES = frozenset(
@@ -69,14 +69,18 @@ CAP_YEARS = 90
 _MAX_ID = 64
 _MAX_VALUES = 32
 _MAX_DROPPED = 100
-_UID = re.compile(r"\d+(\.\d+)+")
-_AGE = re.compile(r"(\d{1,3})([DWMY])")
-_DATE = re.compile(r"(\d{4})(\d\d)(\d\d)|(\d{4})\.(\d\d)\.(\d\d)")
-_TIME = re.compile(r"([01]\d|2[0-3])(?::?[0-5]\d(?::?[0-5]\d(\.\d{1,6})?|:?60)?)?")
-_DATETIME = re.compile(r"(\d{8})(?:([01]\d|2[0-3])\d{0,4}(\.\d{1,6})?)?([+-]\d{4})?")
+_STANDARD_ROOT = "1.2.840.10008."
+"""UIDs below it are the standard's own words (SOP classes, transfer syntaxes) and name nobody."""
+_UID = re.compile(r"\d+(\.\d+)+", re.ASCII)
+_AGE = re.compile(r"(\d{1,3})([DWMY])", re.ASCII)
+_DATE = re.compile(r"(\d{4})(\d\d)(\d\d)|(\d{4})\.(\d\d)\.(\d\d)", re.ASCII)
+_TIME = re.compile(r"([01]\d|2[0-3])(?::?[0-5]\d(?::?[0-5]\d(\.\d{1,6})?|:?60)?)?", re.ASCII)
+_DATETIME = re.compile(r"(\d{8})(?:([01]\d|2[0-3])\d{0,4}(\.\d{1,6})?)?([+-]\d{4})?", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+_COUNT = re.compile(r"[0-9]{1,4}")
 _INTEGER = re.compile(r"[+-]?\d{1,11}")
 _PADDING = " \0"
+_ITEM, _DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0\0\0\0\0"
 _BINARY = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d"}
 _SHORT_TEXT_VRS = frozenset({"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UI"})
 _FILM = frozenset({"DF", "SD", "SI"})
@@ -108,7 +112,7 @@ _STUDY_UID, _SERIES_UID = 0x0020000D, 0x0020000E
 _STUDY_ID = 0x00200010
 _PIXEL_REPRESENTATION = 0x00280103
 _BURNED_IN = 0x00280301
-_LUT_DATA = 0x00283006
+_LUT_DESCRIPTOR = 0x00283002
 _PIXEL_DATA = 0x7FE00010
 
 _PATIENT_ELEMENTS = (_PATIENT_NAME, _PATIENT_ID, _ISSUER, _BIRTH_DATE, _SEX)
@@ -342,7 +346,7 @@ def _encoded(element: DataElement, character_sets: Sequence[str]) -> bytes:
     with _QUIET.warnings():
         write_data_element(file, element, convert_encodings(list(character_sets)))
     value = file.getvalue()[8:]
-    return value.removesuffix(b"\xfe\xff\xdd\xe0\0\0\0\0") if element.is_undefined_length else value
+    return value.removesuffix(_DELIMITER) if element.is_undefined_length else value
 
 
 def _decoded(value: bytes, character_sets: Sequence[str]) -> str:
@@ -396,8 +400,8 @@ def _patient(source: _Source, rules: Rules) -> tuple[str, str]:
         raise UnusablePatientID(f"the PatientID is longer than {_MAX_ID} characters")
     if any(unicodedata.category(character) == "Cc" for character in patient_id + issuer):
         raise UnusablePatientID("the PatientID or its issuer contains control characters")
-    if not any(character.isalnum() for character in patient_id):
-        raise UnusablePatientID("the PatientID has neither letters nor digits")
+    if not any(character.isalnum() and character != "0" for character in patient_id):
+        raise UnusablePatientID("the PatientID has neither letters nor digits but zeros")
     return issuer, patient_id
 
 
@@ -495,15 +499,8 @@ class _Cleaner:
         match allowed.rule:
             case Rule.EMPTY:
                 return DataElement(tag, allowed.vr, [] if allowed.vr == "SQ" else "")
-            case Rule.UID | Rule.CLASS:
-                return DataElement(tag, "UI", self._uid(source.text(tag)))
-            case Rule.DATE:
-                return DataElement(tag, "DA", self._shifted(_date(source.text(tag))))
-            case Rule.TIME:
-                match_ = _TIME.fullmatch(source.text(tag))
-                return DataElement(tag, "TM", f"{match_[1]}0000" if match_ else "")
-            case Rule.DATETIME:
-                return DataElement(tag, "DT", self._datetime(source.text(tag)))
+            case Rule.UID | Rule.CLASS | Rule.DATE | Rule.TIME | Rule.DATETIME | Rule.COUNT:
+                return DataElement(tag, allowed.vr, self._text(allowed.rule, source.text(tag)))
             case Rule.TERM:
                 return DataElement(tag, allowed.vr, self._term(allowed, source.text(tag)))
             case Rule.NUMBER:
@@ -511,6 +508,8 @@ class _Cleaner:
                 return DataElement(tag, vr, _unpacked(_numbers(element, vr, most=_most_values(allowed.tag))))
             case Rule.BYTES:
                 return _bytes(allowed, element)
+            case Rule.TABLE:
+                return _table(allowed, element, source.element(_LUT_DESCRIPTOR))
             case Rule.CODES:
                 return DataElement(tag, "SQ", self._codes(allowed, source))
             case Rule.ITEMS:
@@ -518,11 +517,28 @@ class _Cleaner:
             case Rule.PSEUDONYM | Rule.AGE:  # written whether the element is there or not
                 return None
 
-    def _uid(self, text: str) -> str:
-        """Replace a UID; one below the standard's root stays only when the standard really has it."""
+    def _text(self, rule: Rule, text: str) -> str | None:
+        """Make the text that a rule for short texts leaves; empty when the text is not of its form."""
+        match rule:
+            case Rule.UID:
+                return self.keys.uid(text) if _is_uid(text) else ""
+            case Rule.CLASS:
+                return self._class(text)
+            case Rule.DATE:
+                return self._shifted(_date(text))
+            case Rule.DATETIME:
+                return self._datetime(text)
+            case Rule.TIME:
+                found = _TIME.fullmatch(text)
+                return f"{found[1]}0000" if found else ""
+            case _:
+                return text if _COUNT.fullmatch(text) else None
+
+    def _class(self, text: str) -> str:
+        """Replace a UID but the standard's own; one below the standard's root stays only when the standard really has it."""
         if not _is_uid(text):
             return ""
-        if text.startswith(KEPT_UID_ROOT):
+        if text.startswith(_STANDARD_ROOT):
             return text if _registered(text).type else ""
         return self.keys.uid(text)
 
@@ -543,7 +559,7 @@ class _Cleaner:
     def _term(self, allowed: Allowed, text: str) -> str | list[str]:
         """Map each value to the vocabulary; unknown ones are emptied, keep their place, and are counted."""
         terms = self.vocabulary.terms[allowed.vocabulary]
-        values = text.split("\\") if text.count("\\") < _MAX_VALUES else [text]
+        values = text.split("\\") if text.count("\\") < min(_MAX_VALUES, _most_values(allowed.tag)) else [text]
         written: list[str] = []
         for value in (part.strip(_PADDING) for part in values):
             found = terms.find(value) if value else ""
@@ -608,25 +624,49 @@ def _unpacked(values: list[int | float | str]) -> list[int | float | str] | int 
 
 
 def _bytes(allowed: Allowed, element: _Element) -> DataElement:
-    """Keep bytes as they are. Words of a look-up table in a big-endian file become numbers, so that their order is told."""
-    if allowed.tag == _LUT_DATA and not element.is_little_endian and len(element.value) < 1 << 16 and not len(element.value) % 2:
-        return DataElement(Tag(allowed.tag), "US", list(struct.unpack(f">{len(element.value) // 2}H", element.value)))
-    value = _padded_fragments(element.value) if element.is_undefined_length else element.value
+    """Keep bytes as they are, but for what stands around fragments."""
+    value = _tidy(element.value) if element.value.startswith(_ITEM) else element.value
     vr = "OV" if allowed.vr == "OV" else ("OB" if element.vr == "OB" or element.is_undefined_length else "OW")
     made = DataElement(Tag(allowed.tag), vr, value)
     made.is_undefined_length = element.is_undefined_length
     return made
 
 
-def _padded_fragments(value: bytes) -> bytes:
-    """Give fragments of odd length, which PS3.5 A.4 forbids and some encoders write, the byte that a writer would misplace."""
-    padded, at = bytearray(), 0
-    while at + 8 <= len(value) and value[at : at + 4] == b"\xfe\xff\x00\xe0":
+def _tidy(value: bytes) -> bytes:
+    """Tidy fragments: a basic offset table that names anything but the starts of fragments is emptied, for it may say anything.
+
+    Fragments of odd length, which PS3.5 A.4 forbids and some encoders write, get the byte that a writer would misplace.
+    """
+    parts, starts, at = list[bytes](), list[int](), 0
+    while at + 8 <= len(value) and value.startswith(_ITEM, at):
         length = int.from_bytes(value[at + 4 : at + 8], "little")
-        fragment = value[at + 8 : at + 8 + length]
-        padded += b"\xfe\xff\x00\xe0" + (length + length % 2).to_bytes(4, "little") + fragment + b"\0" * (length % 2)
+        starts.append(at)
+        parts.append(value[at + 8 : at + 8 + length])
         at += 8 + length
-    return value if at != len(value) or len(padded) == len(value) else bytes(padded)
+    if at != len(value) and value[at:] != _DELIMITER:
+        return value
+    first = 8 + len(parts[0])
+    named = {first + int.from_bytes(parts[0][part : part + 4], "little") for part in range(0, len(parts[0]), 4)}
+    if not named <= set(starts):
+        parts[0] = b""
+    padded = (part + b"\0" * (len(part) % 2) for part in parts)
+    return b"".join(_ITEM + len(part).to_bytes(4, "little") + part for part in padded)
+
+
+def _table(allowed: Allowed, element: _Element, descriptor: _Element | None) -> DataElement:
+    """Keep the part of a look-up table that its descriptor speaks of; nothing of what is shorter, which may be a text.
+
+    Words of a big-endian file become numbers, so that their order is told.
+    """
+    head = descriptor.value[:2] if descriptor is not None else b""
+    entries = int.from_bytes(head, "little" if element.is_little_endian else "big") or 1 << 16
+    size = 2 * entries if len(element.value) >= 2 * entries else entries + entries % 2
+    value = element.value[:size]
+    if len(head) < 2 or len(value) < size or element.is_undefined_length:
+        value = b""
+    if not element.is_little_endian and 0 < len(value) < 1 << 16:
+        return DataElement(Tag(allowed.tag), "US", list(struct.unpack(f">{len(value) // 2}H", value)))
+    return DataElement(Tag(allowed.tag), "OB" if element.vr == "OB" else "OW", value)
 
 
 def _is_uid(text: str) -> bool:

@@ -129,7 +129,7 @@ def test_the_pseudonym_follows_issuer_and_id_and_an_absent_issuer_is_the_hospita
 
 @pytest.mark.parametrize(
     "patient_id",
-    ["", " ", "0", "ANONYMOUS", "anonymous ", "-", "?!", "x" * 65, "A\tB\x07C", "A\x1fB"],
+    ["", " ", "0", "ANONYMOUS", "anonymous ", "-", "?!", "000", "0-0", "x" * 65, "A\tB\x07C", "A\x1fB"],
     ids=lambda text: repr(text)[:16],
 )
 def test_a_patient_id_that_names_nobody_is_not_hashed(patient_id: str) -> None:
@@ -286,6 +286,27 @@ def test_what_is_no_uid_does_not_pass_as_one(value: str) -> None:
     assert value.encode() not in file_of(pseudonymise(with_raw(sent(), 0x00200052, "UI", value.encode()), KEYS, RULES))
 
 
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID"])
+@pytest.mark.parametrize("value", ["1.2.840.10008.19541231.7", "1.2.840.10008.1.2"])
+def test_a_uid_below_the_standards_root_is_replaced_in_file_and_catalogue(keyword: str, value: str) -> None:
+    found = taken(**{keyword: value})
+    assert found.clean[keyword].value == KEYS.uid(value) != value
+    clean, instance = found.clean, found.instance
+    assert (clean.StudyInstanceUID, clean.SeriesInstanceUID) == (instance.study_uid, instance.series_uid)
+    assert dcmread(BytesIO(file_of(found))).file_meta.MediaStorageSOPInstanceUID == instance.sop_uid == found.identity.sop_uid
+
+
+def test_digits_of_another_script_are_no_digits() -> None:
+    dataset = with_raw(sent(), 0x00080005, "CS", b"ISO_IR 192")
+    for tag, vr, value in ((0x00080030, "TM", "1٣1530"), (0x0008002A, "DT", "202403101٣1530"), (0x00080021, "DA", "2024031٠")):
+        with_raw(dataset, tag, vr, value.encode())
+    found = pseudonymise(dataset, KEYS, RULES)
+    assert (found.clean.StudyTime, found.clean.AcquisitionDateTime, found.clean.SeriesDate) == ("", "", "")
+    assert file_of(found)
+    with pytest.raises(Malformed):
+        pseudonymise(with_raw(dataset, 0x0020000D, "UI", "1.2.٣".encode()), KEYS, RULES)
+
+
 # --- texts, numbers, tables ----------------------------------------------------------------------------------------------------
 
 
@@ -420,6 +441,60 @@ def test_look_up_tables_survive_and_their_explanations_do_not(syntax: UID) -> No
     data = kept.LUTData
     assert list(kept.LUTDescriptor) == [3, 0, 16]
     assert (list(np.frombuffer(data, "<u2")) if isinstance(data, bytes) else list(data)) == [1, 258, 65535]
+
+
+@pytest.mark.parametrize("keyword", ["SeriesNumber", "AcquisitionNumber", "InstanceNumber", "ImagesInAcquisition"])
+@pytest.mark.parametrize(("number", "kept"), [("19541231", None), ("47113", None), ("-1", None), ("1001", 1001)])
+def test_a_running_number_is_no_place_for_a_date_or_an_accession_number(keyword: str, number: str, kept: int | None) -> None:
+    found = taken(**{keyword: number, "AccessionNumber": number})
+    assert found.clean[keyword].value == kept
+    assert kept is not None or number.encode() not in file_of(found)
+
+
+def test_more_values_than_an_attribute_has_are_one_unknown_text() -> None:
+    found = taken(PatientOrientation=["RAL", "PH", "HAL"], BodyPartExamined=["LEG", "KNEE"])
+    assert (found.clean.PatientOrientation, found.clean.BodyPartExamined) == ("", "")
+    assert {keyword for keyword, _ in found.dropped} == {"PatientOrientation", "BodyPartExamined"}
+    assert list(taken(PatientOrientation=["L", "F"]).clean.PatientOrientation) == ["L", "F"]
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian])
+@pytest.mark.parametrize("descriptor", [[3, 0, 16], None])
+def test_what_follows_a_look_up_table_or_is_none_goes(syntax: UID, descriptor: list[int] | None) -> None:
+    table = Dataset()
+    if descriptor:
+        table.add_new(0x00283002, "US", descriptor)
+    table.add_new(0x00283006, "OW", b"\1\2\3\4\5\6SECRET^NAME ")
+    raw = file_of(taken(VOILUTSequence=[table], transfer_syntax=syntax))
+    assert b"SECRET" not in raw
+    assert b"ESRCTEN" not in raw
+    assert descriptor is None or dcmread(BytesIO(raw)).VOILUTSequence[0].LUTData
+
+
+@pytest.mark.parametrize(("value", "vr", "length"), [(b"SECRET", "LT", 6), (b"SECRET^NAME!", "UN", 0xFFFFFFFF)])
+def test_a_text_in_the_place_of_a_look_up_table_goes(value: bytes, vr: str, length: int) -> None:
+    table = Dataset()
+    table.add_new(0x00283002, "US", [8, 0, 16])
+    dataset = sent(VOILUTSequence=[table])
+    dataset.VOILUTSequence[0][0x00283006] = RawDataElement(Tag(0x00283006), vr, length, value, 0, False, True)
+    assert b"SECRET" not in file_of(pseudonymise(dataset, KEYS, RULES))
+
+
+@pytest.mark.parametrize(
+    ("table", "kept"),
+    [(b"", b""), (b"\0\0\0\0", b"\0\0\0\0"), (b"\0\0\0\0\x14\0\0\0", b"\0\0\0\0\x14\0\0\0"), (b"SECRET^NAME ", b"")],
+)
+@pytest.mark.parametrize("length", [None, 0xFFFFFFFF])
+@pytest.mark.parametrize("end", [b"", b"\xfe\xff\xdd\xe0\0\0\0\0"])
+def test_a_basic_offset_table_stays_only_when_it_names_fragments(
+    table: bytes, kept: bytes, length: int | None, end: bytes
+) -> None:
+    dataset, stream = sent(transfer_syntax=JPEG2000Lossless), b"\xff\x4f" + b"x" * 8 + b"\xff\xd9"
+    first, *rest = (struct.pack("<HHL", 0xFFFE, 0xE000, len(part)) + part for part in (table, stream, stream))
+    value = b"".join((first, *rest, end))
+    dataset[0x7FE00010] = RawDataElement(Tag(0x7FE00010), "OB", length or len(value), value, 0, False, True)
+    found = dcmread(BytesIO(file_of(pseudonymise(dataset, KEYS, RULES)))).PixelData
+    assert found == b"".join((struct.pack("<HHL", 0xFFFE, 0xE000, len(kept)), kept, *rest))
 
 
 def test_us_or_ss_follows_the_pixel_representation_in_implicit_vr() -> None:
