@@ -148,7 +148,7 @@ class Rules:
         BadSettings
             The site's vocabulary is missing or malformed.
         """
-        placeholders = frozenset(text.strip().casefold() for text in placeholder_patient_ids)
+        placeholders = frozenset(_as_seen(text) for text in placeholder_patient_ids)
         return cls(default_issuer, placeholders, Vocabulary.load(site_vocabulary))
 
 
@@ -392,17 +392,24 @@ def _patient(source: _Source, rules: Rules) -> tuple[str, str]:
     """Give issuer and PatientID, fit to be hashed."""
     patient_id = source.text(_PATIENT_ID)
     issuer = source.text(_ISSUER) or rules.default_issuer
-    if not patient_id:
+    seen = _as_seen(patient_id)
+    if not seen:
         raise UnusablePatientID("the PatientID is empty")
-    if patient_id.casefold() in rules.placeholders:
+    if seen in rules.placeholders:
         raise UnusablePatientID("the PatientID is a placeholder")
     if len(patient_id) > _MAX_ID:
         raise UnusablePatientID(f"the PatientID is longer than {_MAX_ID} characters")
     if any(unicodedata.category(character) == "Cc" for character in patient_id + issuer):
         raise UnusablePatientID("the PatientID or its issuer contains control characters")
-    if not any(character.isalnum() and character != "0" for character in patient_id):
+    if not any(character.isalnum() and character != "0" for character in seen):
         raise UnusablePatientID("the PatientID has neither letters nor digits but zeros")
     return issuer, patient_id
+
+
+def _as_seen(text: str) -> str:
+    """Give a text as a person reads it: wide characters as plain ones, without invisible ones, in small letters."""
+    plain = unicodedata.normalize("NFKC", text)
+    return "".join(character for character in plain if unicodedata.category(character) != "Cf").strip().casefold()
 
 
 @dataclass(frozen=True, slots=True)

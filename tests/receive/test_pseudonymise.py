@@ -138,6 +138,12 @@ def test_a_patient_id_that_names_nobody_is_not_hashed(patient_id: str) -> None:
     assert len(patient_id) < 5 or patient_id not in str(refused.value)
 
 
+@pytest.mark.parametrize("patient_id", ["0\u200b", "\uff10", "ANONYMOUS\u3000", "\u200b", "ａｎｏｎｙｍｏｕｓ"], ids=ascii)
+def test_a_placeholder_is_known_however_it_is_spelt(patient_id: str) -> None:
+    with pytest.raises(UnusablePatientID):
+        taken(PatientID=patient_id)
+
+
 def test_an_absent_patient_id_is_not_hashed() -> None:
     with pytest.raises(UnusablePatientID, match="empty"):
         taken(PatientID=None)
