@@ -89,7 +89,7 @@ def wilson(hits: float, n: int, alpha: float = 0.05) -> tuple[float, float]:
     share, spread = hits / n, z * z / n
     middle = (share + spread / 2) / (1 + spread)
     half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return max(0.0, min(middle - half, share)), min(1.0, max(middle + half, share))  # rounding must not leave the share outside
 
 
 def auc(positive: NDArray[np.bool_], score: NDArray[np.floating]) -> float:
@@ -119,6 +119,7 @@ def metrics(predictions: Predictions, of: str, *, seed: int, draws: int = 2000, 
     def resampled(name: str, measure: Callable[[Floats], Floats]) -> Metric:
         value, drawn = float(measure(once)[0]), measure(weights)
         low, high = (float(edge) for edge in np.quantile(drawn, [alpha / 2, 1 - alpha / 2]))
+        low, high = min(low, value), max(high, value)  # resampling moves a calibration error upwards, beyond its own value
         return Metric(f"{name}, {of}", value, low, high, len(set(predictions.patients)), f"{RESAMPLED}, {len(truth)} studies")
 
     everywhere = np.ones(len(truth), np.bool_)

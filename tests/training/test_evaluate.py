@@ -49,6 +49,17 @@ def test_wilson_is_the_textbook_interval() -> None:
     assert evaluate.wilson(0, 0) == (0.0, 1.0)
 
 
+def test_an_interval_holds_its_own_value() -> None:
+    """Also where rounding, or the bias of a resampled calibration error, would leave it outside."""
+    for n in range(1, 60):
+        for hits in range(n + 1):
+            low, high = evaluate.wilson(hits, n)
+            assert 0 <= low <= hits / n <= high <= 1
+    for skill in (0.0, 0.5, 3.0):
+        found = evaluate.metrics(predictions(15, skill=skill), "test", seed=1, draws=200)
+        assert all(metric.low <= metric.value <= metric.high for metric in found.values())
+
+
 def test_studies_of_one_patient_are_not_counted_as_patients() -> None:
     many = evaluate.auc_with_interval(predictions(120, skill=0.5), "test", seed=1)
     few = evaluate.auc_with_interval(predictions(120, skill=0.5, per_patient=10), "test", seed=1)
