@@ -94,7 +94,7 @@ def _line(catalogue: Catalogue, study: Study, now: datetime) -> str:
     if held:
         told.append(f"{held} in quarantine")
     told.append(f"last received {_ago(now, study.last_at)} from {study.calling_ae}")
-    for result in catalogue.results.of_study(study.uid)[-1:]:
+    if (result := catalogue.results.latest(study.uid)) is not None:
         findings = result.findings
         said = f"not answered with a class ({findings.abstention})" if findings.abstention else "answered with a class"
         told.append(f"model {result.model_id}: {said}")

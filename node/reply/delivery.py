@@ -103,16 +103,14 @@ def send(
     calling_ae: str,
     build: Callable[[str], Ready],
     study: StudyIdentity,
-    before_sending: Callable[[Document], None] = lambda document: None,
 ) -> Sent:
     """Send the SR that `build` makes for the SOP class the destination accepts.
 
     Parameters
     ----------
     build
-        Called once with the SOP class UID that was negotiated.
-    before_sending
-        Called with the document before its first byte leaves; what it raises stops the sending.
+        Called once with the SOP class UID that was negotiated, after the patient is known to be the same and before the first
+        byte leaves: the place to note the document. What it raises stops the sending.
 
     Raises
     ------
@@ -126,11 +124,11 @@ def send(
     try:
         with _associated(pacs, calling_ae, ask=True) as association:
             check = _whose(association, pacs, study)
-            return _store(association, pacs, build, before_sending, check)
+            return _store(association, pacs, build, check)
     except _QueryBroke:
         # Some archives abort, or never end their answer, when they do not know C-FIND or its keys; the result is still due.
         with _associated(pacs, calling_ae, ask=False) as association:
-            return _store(association, pacs, build, before_sending, PatientCheck.UNSAID)
+            return _store(association, pacs, build, PatientCheck.UNSAID)
 
 
 def next_attempt(attempts: int, rules: Delivery, *, created_at: datetime, now: datetime, key: str = "") -> datetime | None:
@@ -290,7 +288,6 @@ def _store(
     association: Association,
     pacs: Pacs,
     build: Callable[[str], Ready],
-    before_sending: Callable[[Document], None],
     check: PatientCheck,
 ) -> Sent:
     """Build for the best context that was accepted, send, and read the status."""
@@ -301,7 +298,6 @@ def _store(
         raise _takes_no_reports(pacs)
     sop_class, syntax = best
     built = build(str(sop_class))
-    before_sending(built.document)
     try:
         part10 = built.bytes if syntax == ExplicitVRLittleEndian else built.implicit
         response = association.send_c_store(_as_written(part10, syntax))

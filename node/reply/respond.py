@@ -51,6 +51,8 @@ class Reply:
     registry: Registry
     keys: SiteKeys
     model: Model | None = None
+    corpus: frozenset[str] = frozenset()
+    """The patients that the model was trained on."""
     model_trouble: str = ""
     """Why the version that is in service does not work here; empty when it does, or there is none."""
     last_error: str = ""
@@ -120,7 +122,7 @@ class Reply:
             self.model = None
         elif self.model is None or self.model.version != version:
             rules = self.settings.inference
-            self.registry.corpus(version)  # every answer reads it
+            self.corpus = self.registry.corpus(version)
             self.model = Model.load(
                 self.registry, version, provider=rules.provider, threads=rules.threads, allow_degraded=rules.allow_degraded
             )
@@ -139,7 +141,7 @@ class Reply:
                 self.catalogue.instances.held_of_study(study.uid),
                 study_uid=study.uid,
                 model=self.model,
-                in_corpus=study.pid in self.registry.corpus(self.model.version),
+                in_corpus=study.pid in self.corpus,
             )
             silent = findings.abstention is not None and self.settings.inference.answer_not_applicable == "status only"
             result = self.catalogue.results.put(

@@ -61,13 +61,13 @@ def deliver(
     to: Destination, images: list[FileDataset], *, stamped: Callable[[Document], None] = lambda document: None, **other: object
 ) -> delivery.Sent:
     originals = [part10(one) for one in images]
-    return delivery.send(
-        to,
-        calling_ae="OSTEON",
-        build=lambda sop_class: answers.document(originals, sop_class_uid=sop_class, **other),  # type: ignore[arg-type]
-        study=answers.study_identity(answers.identity(originals[0])),
-        before_sending=stamped,
-    )
+
+    def build(sop_class: str) -> report.Built:
+        built = answers.document(originals, sop_class_uid=sop_class, **other)  # type: ignore[arg-type]
+        stamped(built.document)  # as respond does it
+        return built
+
+    return delivery.send(to, calling_ae="OSTEON", build=build, study=answers.study_identity(answers.identity(originals[0])))
 
 
 # --- what is taken ----------------------------------------------------------------------------------------------------------
