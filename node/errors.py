@@ -5,7 +5,8 @@ The root is in `models/errors.py`; the class says what a caller may do::
     Retriable
     ├── PeerAway          a peer does not answer, or not in time
     ├── NoSpace           the disk is full (ENOSPC, EDQUOT)
-    └── StoreBusy         the catalogue or the vault did not take a write in time
+    ├── StoreBusy         the catalogue or the vault did not take a write in time
+    └── Occupied          the device set has a training run
     Final
     ├── BadSettings       ae_config.toml is wrong: names file, key and line
     ├── BadKey            a key is missing, too short, world-readable or not the one that sealed this
@@ -18,6 +19,7 @@ The root is in `models/errors.py`; the class says what a caller may do::
     ├── NotReleasable     what the quarantine holds for a reason that a person cannot override
     ├── NotFound          nothing under the identifier the user gave
     ├── NotToBeAnswered   a study that was sent to be learned from
+    ├── WrongState        a training run is not in a state in which this can be done
     └── BadLabels         a label table with rows that cannot be taken: nothing is imported
 """
 
@@ -40,6 +42,10 @@ class NoSpace(Retriable):
 
 class StoreBusy(Retriable):
     """The store did not take the write in time."""
+
+
+class Occupied(Retriable):
+    """The device set has a training run already; `osteon train status` shows it."""
 
 
 class BadSettings(Final):
@@ -88,6 +94,10 @@ class BadLabels(Final):
 
 class NotToBeAnswered(Final):
     """The study was sent to be learned from; it is never answered."""
+
+
+class WrongState(Final):
+    """The training run is not in a state in which this can be done."""
 
 
 @contextmanager

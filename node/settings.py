@@ -15,9 +15,11 @@ import stat
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
+from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from node import timetable
 from node.errors import BadKey, BadSettings
 
 KEY_BYTES = 32
@@ -176,6 +178,69 @@ class Training(_Piece):
     recipe: str = "ewing_small"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     locked: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    stop_grace_s: Seconds = 900.0
+    silent_h: Hours = 24.0
+
+
+class When(_Piece):
+    """What must be so before a run of a schedule starts."""
+
+    new_studies: Annotated[int, Field(ge=0)] = 0
+    new_labels: Annotated[int, Field(ge=0)] = 0
+    quiet_hours: str = ""
+    """Part of the day in which no run starts, in the schedule's zone; empty: none."""
+
+    @field_validator("quiet_hours")
+    @classmethod
+    def _are_hours(cls, text: str) -> str:
+        if text:
+            timetable.Hours.read(text)
+        return text
+
+
+class Schedule(_Piece):
+    """When the trainer is to run by itself."""
+
+    name: Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[A-Za-z0-9_-]*[A-Za-z_-][A-Za-z0-9_-]*$")]
+    """Not of digits alone: those are runs."""
+    cron: str = ""
+    every: str = ""
+    timezone: str = ""
+    """IANA name; empty: the machine's zone."""
+    kind: Literal["finetune"] = "finetune"
+    recipe: str = ""
+    """Empty: `[training] recipe`."""
+    when: When = When()
+
+    @field_validator("cron")
+    @classmethod
+    def _is_cron(cls, text: str) -> str:
+        if text:
+            timetable.cron(text)
+        return text
+
+    @field_validator("every")
+    @classmethod
+    def _is_period(cls, text: str) -> str:
+        if text:
+            timetable.period(text)
+        return text
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_zone(cls, name: str) -> str:
+        try:
+            if name:
+                ZoneInfo(name)
+        except (ValueError, OSError, KeyError):  # ZoneInfoNotFoundError is a KeyError
+            raise ValueError(f'there is no time zone {name!r}; write one such as "Europe/Berlin"') from None
+        return name
+
+    @model_validator(mode="after")
+    def _has_one_rhythm(self) -> Schedule:
+        if bool(self.cron) == bool(self.every):
+            raise ValueError("a schedule needs `cron` or `every`, one of the two")
+        return self
 
 
 class Settings(_Piece):
@@ -189,12 +254,13 @@ class Settings(_Piece):
     report: Report = Report()
     delivery: Delivery = Delivery()
     training: Training = Training()
+    schedule: list[Schedule] = []
 
     @model_validator(mode="after")
     def _names_differ(self) -> Settings:
-        names = [pacs.name for pacs in self.pacs]
-        if len(set(names)) != len(names):
-            raise ValueError("two [[pacs]] have the same name")
+        for table, names in (("pacs", [one.name for one in self.pacs]), ("schedule", [one.name for one in self.schedule])):
+            if len(set(names)) != len(names):
+                raise ValueError(f"two [[{table}]] have the same name")
         return self
 
 
@@ -288,7 +354,7 @@ def line_of(text: str, where: tuple[str | int, ...]) -> int:
             key = table
         else:
             key = f"{table}.{line.split('=')[0].strip()}" if "=" in line else ""
-        if array and table == array and nth != where[index or 0]:
+        if array and (table == array or table.startswith(f"{array}.")) and nth != where[index or 0]:
             continue
         if key and key == ".".join(names):
             return number

@@ -79,6 +79,7 @@ def findings(site: Settings) -> Iterator[Finding]:
         _wheels,
         _names,
         _clock,
+        _schedules,
     )
     for one in checks:
         try:
@@ -252,3 +253,14 @@ def _clock(site: Settings) -> Iterator[Finding]:
         yield Finding(Verdict.OK, "clock", "synchronised")
     else:
         yield Finding(Verdict.WARN, "clock", "not synchronised: expiry, deadlines and the SR's times follow this clock")
+
+
+def _schedules(site: Settings) -> Iterator[Finding]:
+    """Ask the installed packages (entry-point group `osteon.checks`) what keeps a schedule from running here."""
+    from importlib.metadata import entry_points
+
+    complaints = [told for entry in entry_points(group="osteon.checks") for told in entry.load()(site)]
+    for told in complaints:
+        yield Finding(Verdict.FAIL, "schedule", told)
+    if site.schedule and not complaints:
+        yield Finding(Verdict.OK, "schedule", ", ".join(one.name for one in site.schedule))

@@ -23,7 +23,7 @@ from node.settings import KEY_BYTES, Settings, parse
 SETTINGS = "ae_config.toml"
 FOLDERS = ("archive", "quarantine", "models", "runs", "cache")
 
-Value = str | int | float | bool | Sequence[str] | Sequence[Mapping[str, "Value"]]
+Value = str | int | float | bool | Sequence[str] | Mapping[str, "Value"] | Sequence[Mapping[str, "Value"]]
 
 
 def init(
@@ -124,6 +124,8 @@ def _with_tables(text: str, name: str, tables: Any) -> str:
 
 def _toml(value: object) -> str:
     """Spell a value in TOML: JSON's spelling of text, numbers, truth and lists is TOML's too."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {_toml(inner)}" for key, inner in value.items()) + " }"
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -68,6 +68,7 @@ def _overview(catalogue: Catalogue, site: Settings) -> list[str]:
         lines.append(f"  oldest unanswered: {oldest.uid} ({oldest.state}, {_ago(now, oldest.last_at)})")
     lines += ["", "Results"]
     lines += [f"  {state:<12}{count:>7}" for state, count in catalogue.deliveries.by_state().items() if count] or ["  none yet"]
+    lines += _training(catalogue, site)
     held = len(catalogue.instances.held())
     lines += ["", f"Archive    {catalogue.instances.count()} images; quarantine {held}"]
     disk = shutil.disk_usage(site.storage.root if site.storage.root.exists() else site.storage.root.parent)
@@ -78,6 +79,32 @@ def _overview(catalogue: Catalogue, site: Settings) -> list[str]:
     if errors:
         lines += ["", "Last errors"] + [f"  {_local(at)}  {uid}  {reason}" for at, uid, reason in errors]
     return lines
+
+
+def _training(catalogue: Catalogue, site: Settings) -> list[str]:
+    """Say what trains, when each schedule is due next, and what came of its last run; nothing where nothing ever trained."""
+    from zoneinfo import ZoneInfo
+
+    lines, timings = [], catalogue.timings.all()
+    for one in site.schedule:
+        timing = timings.get(one.name)
+        following = "next run not planned: no scheduler runs"
+        if timing is not None and timing.next_at is not None:
+            following = f"next run {timing.next_at.astimezone(ZoneInfo(timing.zone)):%Y-%m-%d %H:%M %Z}"
+            here = f"{timing.next_at.astimezone():%Y-%m-%d %H:%M %Z}"
+            following += "" if here in following else f" ({here} here)"
+        if catalogue.roles.flag(f"schedule {one.name}") == "paused":
+            following = f"PAUSED, {following}"
+        lines.append(f"  {one.name:<12}{following}")
+        if timing is not None and timing.said and timing.said_at is not None:
+            lines.append(f"  {'':<12}due {_local(timing.considered_at)}: {timing.said}")
+    runs = catalogue.runs.open()
+    last = next((run for run in catalogue.runs.list() if run.finished_at is not None), None)
+    lines += [f"  run {run.id:<8}{run.state}" + (f"  {run.folder}" if run.folder else "") for run in runs]
+    if last is not None and last.finished_at is not None:
+        told = ", ".join(part for part in (last.decision, last.model_id, last.reason) if part)
+        lines.append(f"  last run    {last.state} {_local(last.finished_at)}" + (f": {told}" if told else ""))
+    return ["", "Training", *lines] if lines else []
 
 
 def _where(catalogue: Catalogue, site: Settings, typed: str) -> list[str]:

@@ -35,7 +35,7 @@ def every_setting_is_in_the_shipped_file() -> Iterator[str]:
 
     load(ROOT / "ae_config.toml")
     text = (ROOT / "ae_config.toml").read_text("utf-8")
-    shipped = tomllib.loads(re.sub(r"(?m)^# (\[\[.*\]\]|[a-z_]+ = .*)$", r"\1", text))
+    shipped = tomllib.loads(re.sub(r"(?m)^# (\[.*\]|[a-z_]+ = .*)$", r"\1", text))
     yield from _missing(Settings, shipped, "")
 
 

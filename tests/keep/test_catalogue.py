@@ -400,21 +400,6 @@ def test_a_corrected_label_replaces_the_readers_own_and_the_history_says_so(desk
     assert "osteomyelitis" in act.reason
 
 
-def test_runs_are_listed_newest_first(desk: Desk) -> None:
-    assert desk.catalogue.runs.last() is None
-    first = desk.catalogue.runs.add("finetune", "run-1", desk.now)
-    second = desk.catalogue.runs.add("finetune", "run-2", desk.now)
-    desk.later(minutes=1)
-    desk.catalogue.runs.finish(first, outcome="registered", model_id="v1", decision="insufficient evidence", now=desk.now)
-    last = desk.catalogue.runs.last()
-    assert last is not None
-    assert (last.id, last.outcome, last.finished_at) == (second, "", None)
-    done = desk.catalogue.runs.list()[1]
-    assert (done.model_id, done.decision, done.finished_at) == ("v1", "insufficient evidence", desk.now)
-    with pytest.raises(NotFound):
-        desk.catalogue.runs.finish(99, outcome="", model_id="", decision="", now=desk.now)
-
-
 def test_each_process_leaves_its_last_sign_of_life(desk: Desk) -> None:
     def beat(name: str, pid: int, **told: object) -> None:
         desk.catalogue.roles.beat(Role(name, "host", pid, desk.now, told))

@@ -25,7 +25,21 @@ from node.keep.records import Role
 from node.receive.intake import Intake
 from node.settings import Settings
 
-VERBS = ("init", "check", "serve", "receive", "reply", "status", "labels", "models", "train", "quarantine", "delivery", "demo")
+VERBS = (
+    "init",
+    "check",
+    "serve",
+    "receive",
+    "reply",
+    "status",
+    "labels",
+    "models",
+    "train",
+    "schedule",
+    "quarantine",
+    "delivery",
+    "demo",
+)
 HEAVY = (
     "torch",
     "torchvision",

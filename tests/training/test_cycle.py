@@ -25,6 +25,7 @@ from models.errors import Final
 from models.registry import Registry
 from node.errors import NoSpace, NotFound
 from node.keep.catalogue import Catalogue
+from node.keep.records import RunState
 from training import checkpoint, cycle, promote
 from training.corpus import CorpusChanged
 from training.finetune import Epoch
@@ -90,7 +91,7 @@ def test_eight_locked_patients_are_too_few_and_nothing_goes_into_service(site: P
     assert {"AUC, out of fold", "AUC, locked patients"} <= {metric.name for metric in card.metrics}
     with Catalogue.open(settings_of(site).storage.catalogue) as catalogue:
         last = catalogue.runs.list()[-1]
-    assert (last.folder, last.outcome, last.model_id) == (first.run, "done", first.version)
+    assert (last.folder, last.state, last.model_id) == (first.run, RunState.DONE, first.version)
 
 
 def test_locked_patients_train_calibrate_and_validate_nothing(site: Path, first: cycle.Outcome) -> None:
@@ -140,7 +141,7 @@ def test_a_killed_run_continues_to_the_same_model_and_the_gate_alone_moves_the_c
     with Catalogue.open(settings_of(site).storage.catalogue) as catalogue:
         row = catalogue.runs.last()
     assert row is not None
-    assert row.outcome == "interrupted"
+    assert row.state is RunState.INTERRUPTED
     second = Heard(stop_in="refit")
     with pytest.raises(KeyboardInterrupt):
         run(site, heard=second, run_id=row.folder)
@@ -289,7 +290,8 @@ def test_too_few_labels_end_in_one_line_that_says_what_to_do(tmp_path: Path) -> 
     with Catalogue.open(settings_of(small).storage.catalogue) as catalogue:
         row = catalogue.runs.last()
     assert row is not None
-    assert row.outcome.startswith("failed: recipe phantom needs")
+    assert row.state is RunState.FAILED
+    assert row.reason.startswith("recipe phantom needs")
 
 
 def test_the_verbs_do_not_load_torch_before_a_run() -> None:

@@ -1,7 +1,7 @@
-"""The catalogue: all SQL about instances, studies, results, deliveries, labels, runs and roles.
+"""The catalogue: all SQL about instances, studies, results, deliveries, labels, runs, schedules and roles.
 
 In: frozen records and the time. Out: frozen records, after what was written is on the disk. Only pseudonyms, keyed hashes, states
-and times stand here; an identity never does. States change in `states.py` alone.
+and times stand here; an identity never does. States of studies change in `states.py` alone, those of runs in `runs.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from node.keep.catalogue.roles import Roles
 from node.keep.catalogue.runs import Runs
 from node.keep.catalogue.schema import HEAD, MIGRATIONS, metadata
 from node.keep.catalogue.studies import Studies
+from node.keep.catalogue.timings import Timings
 from node.keep.database import Database
 
 __all__ = ["Catalogue"]
@@ -31,6 +32,7 @@ class Catalogue:
         self.deliveries = Deliveries(database)
         self.labels = Labels(database)
         self.runs = Runs(database)
+        self.timings = Timings(database)
         self.roles = Roles(database)
         self.history = History(database)
 

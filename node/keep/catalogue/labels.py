@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from node.errors import BadLabels
 from node.keep.catalogue import history
@@ -58,3 +58,9 @@ class Labels:
         query = select(*(label.c[name] for name in _FIELDS)).order_by(label.c.study_uid, label.c.sop_uid, label.c.reader)
         with self._database.read() as connection:
             return [Label(**row._mapping) for row in connection.execute(query)]
+
+    def count_since(self, since: datetime | None) -> int:
+        """Count the labels that were imported, or changed, after `since`; all of them without it."""
+        query = select(func.count()).select_from(label)
+        with self._database.read() as connection:
+            return connection.scalar(query if since is None else query.where(label.c.imported_at > since)) or 0

@@ -12,7 +12,7 @@ from sqlalchemy import Boolean, Column, ForeignKey, Index, Integer, MetaData, St
 
 from node.keep.database import UTCTime
 
-HEAD = "0001"
+HEAD = "0002"
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 metadata = MetaData(
@@ -190,14 +190,45 @@ run = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("kind", String(64), nullable=False),
+    Column("recipe", String(64), nullable=False),
+    Column("schedule", String(64), nullable=False),
+    Column("origin", String(16), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("state_at", UTCTime, nullable=False),
+    Column("due_at", UTCTime),
     Column("folder", Text, nullable=False),
-    Column("started_at", UTCTime, nullable=False),
+    Column("started_at", UTCTime),
     Column("finished_at", UTCTime),
-    Column("outcome", String(64), nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("losses", Integer, nullable=False),
+    Column("next_attempt_at", UTCTime),
+    Column("devices", String(320)),
+    Column("leased_until", UTCTime),
+    Column("host", String(255), nullable=False),
+    Column("pid", Integer),
+    Column("born", String(64), nullable=False),
+    Column("reason", Text, nullable=False),
     Column("model_id", String(128), nullable=False),
     Column("decision", String(64), nullable=False),
+    UniqueConstraint("schedule", "kind", "due_at"),
+    UniqueConstraint("devices"),
+    Index(None, "state", "due_at"),
 )
-"""Training runs; what they made and decided stands in their folder, here is the index."""
+"""Training runs and their queue; what they made stands in their folder. `devices` is set while a run occupies them: no two do."""
+
+timing = Table(
+    "timing",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("definition", Text, nullable=False),
+    Column("since", UTCTime, nullable=False),
+    Column("considered_at", UTCTime, nullable=False),
+    Column("next_at", UTCTime),
+    Column("zone", String(64), nullable=False),
+    Column("said", Text, nullable=False),
+    Column("said_at", UTCTime),
+)
+"""One row a schedule that a scheduler has seen: how far its due times have been dealt with, and what comes next."""
 
 role = Table(
     "role",

@@ -65,6 +65,12 @@ class Studies:
         counts = {StudyState(state): count for state, count in found}
         return {state: counts.get(state, 0) for state in StudyState}
 
+    def count_since(self, since: datetime | None) -> int:
+        """Count the studies that first came after `since`; all of them without it."""
+        query = select(func.count()).select_from(study)
+        with self._database.read() as connection:
+            return connection.scalar(query if since is None else query.where(study.c.first_at > since)) or 0
+
     def oldest_open(self) -> Study | None:
         """Give the study that has waited longest on its way to an answer."""
         waiting = study.c.state.in_(OPEN), study.c.purpose == Purpose.ANSWER
