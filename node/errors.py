@@ -9,7 +9,11 @@ The root is in `models/errors.py`; the class says what a caller may do::
     └── Occupied          the device set has a training run
     Final
     ├── BadSettings       ae_config.toml is wrong: names file, key and line
-    ├── BadKey            a key is missing, too short, world-readable or not the one that sealed this
+    ├── BadKey            a key is missing, too short, world-readable, swapped or not the one that sealed this
+    ├── LostStore         one store of the site is gone while the others are full: nothing is begun anew beside them
+    ├── RotationUnfinished  the vault lies under two keys until `osteon vault rotate` has run again
+    ├── StillRunning      a role is at work where everything must be stopped
+    ├── NotMergeable      patients that cannot be made one
     ├── Refused           an object that is not taken in at all (`status` says which answer)
     ├── NotAsAnnounced    a data set with another SOP class or instance than the C-STORE request names
     ├── NotUnderstood     bytes that are no data set
@@ -54,6 +58,22 @@ class BadSettings(Final):
 
 class BadKey(Final):
     """The key is missing, malformed, readable by others, or not the key that sealed this."""
+
+
+class LostStore(Final):
+    """A store of this site is gone or empty while the others are not."""
+
+
+class RotationUnfinished(Final):
+    """The rotation of the vault key is unfinished: run `osteon vault rotate` again with the same keys."""
+
+
+class StillRunning(Final):
+    """A role of this site is at work; stop it first."""
+
+
+class NotMergeable(Final):
+    """These patients cannot be made one."""
 
 
 class Refused(Final):

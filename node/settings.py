@@ -1,7 +1,7 @@
 """The site's settings: `ae_config.toml` read once, checked, and passed on as frozen pieces.
 
 In: a TOML file. Out: `Settings`. An unknown, missing or unsafe key is a `BadSettings` that names file, key and line. Nothing is
-read from the environment here but a key that the file says is there (`env:NAME`).
+read from the environment here but a key that the file says is there (`env:NAME`, `credential:NAME`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from node import timetable
 from node.errors import BadKey, BadSettings
 
 KEY_BYTES = 32
+ENVIRONMENT, CREDENTIAL = "env:", "credential:"
+"""What the place of a key begins with that is no file of the site."""
 AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^ *[\x21-\x5b\x5d-\x7e][\x20-\x5b\x5d-\x7e]*$")]
 """Not of spaces alone (PS3.5 6.2)."""
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -308,8 +310,8 @@ def _anchored(settings: Settings, folder: Path) -> Settings:
             "root": (folder / storage.root).resolve(),
             "catalogue": _database_url(storage.catalogue, folder),
             "vault": _database_url(storage.vault, folder),
-            "site_key": _key_place(storage.site_key, folder),
-            "vault_key": _key_place(storage.vault_key, folder),
+            "site_key": key_place(storage.site_key, folder),
+            "vault_key": key_place(storage.vault_key, folder),
         }
     )
     node = settings.node
@@ -323,8 +325,9 @@ def _database_url(url: str, folder: Path) -> str:
     return prefix + str((folder / url.removeprefix(prefix)).resolve()) if url.startswith(prefix) else url
 
 
-def _key_place(place: str, folder: Path) -> str:
-    return place if place.startswith("env:") else str((folder / place).resolve())
+def key_place(place: str, folder: Path) -> str:
+    """Make the place of a key absolute, from `folder`."""
+    return place if place.startswith((ENVIRONMENT, CREDENTIAL)) else str((folder / place).resolve())
 
 
 def _complaint(file: Path, text: str, problem: object) -> str:
@@ -364,32 +367,69 @@ def line_of(text: str, where: tuple[str | int, ...]) -> int:
 
 
 def load_key(place: str) -> bytes:
-    """Read a key of 32 bytes, base64, from a file of mode 0600 or less, or from the environment (`env:NAME`).
+    """Read a key of 32 bytes, base64, from where the settings say that it is.
+
+    Parameters
+    ----------
+    place
+        A file of mode 0600 or less; `env:NAME`, a variable of the environment; `credential:NAME`, what systemd hands to the
+        service (LoadCredential=).
 
     Raises
     ------
     BadKey
-        Missing, malformed, too short, or readable by others.
+        Missing, malformed, too short, or readable by others. No message repeats a byte of it.
     """
-    if place.startswith("env:"):
-        name = place.removeprefix("env:")
+    if place.startswith(ENVIRONMENT):
+        name = place.removeprefix(ENVIRONMENT)
         if name not in os.environ:
-            raise BadKey(f"the environment has no {name}, which the settings name as a key")
+            raise BadKey(f"the environment has no {name}, which the settings name as a key; {_PUT_BACK}")
         encoded, told = os.environ[name], f"the environment's {name}"
+    elif place.startswith(CREDENTIAL):
+        told = place
+        encoded = _read_key(_credential(place.removeprefix(CREDENTIAL)), told, is_credential=True)
     else:
         told = place
-        try:
-            mode = os.stat(place).st_mode
-            encoded = Path(place).read_text("ascii")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not ASCII"
-            raise BadKey(f"{place}: the key cannot be read ({reason}); `osteon init DIR` makes one") from None
-        if stat.S_IMODE(mode) & 0o077:
-            raise BadKey(f"{place}: the key is readable by others (mode {stat.S_IMODE(mode):04o}); `chmod 600` it")
+        encoded = _read_key(Path(place), told)
     try:
         key = base64.b64decode(encoded.strip(), validate=True)
     except (binascii.Error, ValueError):
-        raise BadKey(f"{told}: the key is not base64") from None
+        raise BadKey(f"{told}: the key is not base64; {_PUT_BACK}") from None
     if len(key) != KEY_BYTES:
-        raise BadKey(f"{told}: the key has {len(key)} bytes, not {KEY_BYTES}")
+        raise BadKey(f"{told}: the key has {len(key)} bytes, not {KEY_BYTES}; {_PUT_BACK}")
     return key
+
+
+_PUT_BACK = "put it back from its copy in the safe: no other key can stand in for it"
+
+
+def _credential(name: str) -> Path:
+    """Say where systemd puts a credential of this service."""
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise BadKey(f"{CREDENTIAL}{name}: a credential is named as in LoadCredential=NAME:FILE, without a folder")
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    if not folder:
+        raise BadKey(
+            f"{CREDENTIAL}{name}: CREDENTIALS_DIRECTORY is not set, so systemd handed nothing over: the unit needs "
+            f"LoadCredential={name}:FILE, a verb by hand `systemd-run --pty --property=LoadCredential={name}:FILE osteon …`"
+        )
+    return Path(folder) / name
+
+
+def _read_key(file: Path, told: str, *, is_credential: bool = False) -> str:
+    """Read a key file that its owner alone can reach."""
+    try:
+        with file.open("rb") as opened:
+            status = os.fstat(opened.fileno())
+            content = opened.read(1024)
+    except OSError as error:
+        raise BadKey(f"{told}: the key cannot be read ({error.strerror}); {_PUT_BACK}") from None
+    mode = stat.S_IMODE(status.st_mode)
+    # systemd lets the service's user read a file of root's by an ACL, whose mask shows in the group's place as "r"
+    closed_to = 0o037 if is_credential and status.st_uid == 0 else 0o077
+    if mode & closed_to:
+        raise BadKey(f"{told}: the key is readable by others (mode {mode:04o}); `chmod 600` it, and think of it as known")
+    try:
+        return content.decode("ascii")
+    except UnicodeDecodeError:
+        raise BadKey(f"{told}: the key is not base64; {_PUT_BACK}") from None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 from pathlib import Path
 
@@ -247,6 +248,41 @@ def test_a_key_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch:
     assert load_key("env:OSTEON_TEST_KEY") == KEY
 
 
+def test_a_key_comes_as_a_credential_of_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    file = Path(key_file(tmp_path, base64.b64encode(KEY), 0o400))
+    assert load_key(f"credential:{file.name}") == KEY
+    file.chmod(0o444)
+    with pytest.raises(BadKey, match="readable by others"):
+        load_key(f"credential:{file.name}")
+    with pytest.raises(BadKey, match=r"credential:other.*put it back"):
+        load_key("credential:other")
+    with pytest.raises(BadKey, match="without a folder"):
+        load_key(f"credential:../{tmp_path.name}/{file.name}")
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY")
+    with pytest.raises(BadKey, match=rf"CREDENTIALS_DIRECTORY is not set.*LoadCredential={file.name}"):
+        load_key(f"credential:{file.name}")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a file of root's")
+def test_the_access_list_by_which_systemd_lets_a_service_read_is_no_open_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It shows as "r" for the group of a file of root's; a file of somebody else's with it is open."""
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    file = Path(key_file(tmp_path, base64.b64encode(KEY), 0o440))
+    assert load_key(f"credential:{file.name}") == KEY
+    os.chown(file, 65534, -1)
+    with pytest.raises(BadKey, match="readable by others"):
+        load_key(f"credential:{file.name}")
+
+
+def test_a_key_that_is_no_file_is_not_taken_for_a_path(tmp_path: Path) -> None:
+    text = changed('site_key = "keys/site.key"', 'site_key = "credential:site"').replace("keys/vault.key", "env:VAULT")
+    storage = load(write(tmp_path, text)).storage
+    assert (storage.site_key, storage.vault_key) == ("credential:site", "env:VAULT")
+
+
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o660, 0o620])
 def test_a_key_that_others_can_reach_is_refused(tmp_path: Path, mode: int) -> None:
     with pytest.raises(BadKey, match=f"mode {mode:04o}.*chmod 600"):
@@ -261,7 +297,7 @@ def test_a_malformed_key_is_refused_and_not_repeated(tmp_path: Path, content: by
 
 
 def test_a_missing_key_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BadKey, match="osteon init"):
+    with pytest.raises(BadKey, match="put it back from its copy"):
         load_key(str(tmp_path / "none.key"))
     monkeypatch.delenv("OSTEON_TEST_KEY", raising=False)
     with pytest.raises(BadKey, match="OSTEON_TEST_KEY"):

@@ -486,6 +486,9 @@ class _Cycle:
         out_of_fold: NDArray[np.float64],
         temperature: float,
     ) -> dict[str, Any]:
+        # a merge since the lists were frozen may have taken somebody out of the locked set: no witness any more
+        locked = self.catalogue.instances.locked_patients()
+        frozen = replace(frozen, locked=tuple(sample for sample in frozen.locked if sample.pid in locked))
         seen = evaluate.by_study(frozen.training, out_of_fold, self.recipe.urgent)
         baselines = {
             name: evaluate.by_study(frozen.training, self._trivial_out_of_fold(frozen.training, folds, name), self.recipe.urgent)

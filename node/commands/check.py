@@ -126,22 +126,14 @@ def _directories(site: Settings) -> Iterator[Finding]:
 
 
 def _stores(site: Settings) -> Iterator[Finding]:
-    from node.keep.catalogue import Catalogue
-    from node.keep.vault import Vault
-    from node.pseudonym import SiteKeys
-    from node.settings import load_key
+    from node.keep.custody import Custody
 
-    with Catalogue.open(site.storage.catalogue) as catalogue:
-        yield Finding(Verdict.OK, "catalogue", f"{catalogue.instances.count()} images")
-        newest = max((role.seen_at for role in catalogue.roles.all()), default=None)
+    with Custody.open(site.storage) as stores:
+        yield Finding(Verdict.OK, "vault", "opens with this key, and was written under this site key")
+        yield Finding(Verdict.OK, "catalogue", f"{stores.catalogue.instances.count()} images, under this site key")
+        newest = max((role.seen_at for role in stores.catalogue.roles.all()), default=None)
     if newest is not None and (newest - datetime.now(UTC)).total_seconds() > CLOCK_STEP_S:
         yield Finding(Verdict.FAIL, "clock", f"the catalogue holds times later than now ({newest:%Y-%m-%d %H:%M:%S} UTC)")
-    vault = Vault.open(site.storage.vault, load_key(site.storage.vault_key))
-    try:
-        vault.check_site(SiteKeys.derive(load_key(site.storage.site_key)).report_uid("site"))
-    finally:
-        vault.close()
-    yield Finding(Verdict.OK, "vault", "opens with this key, and was written under this site key")
 
 
 def _callers(site: Settings) -> Iterator[Finding]:

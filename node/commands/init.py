@@ -76,12 +76,24 @@ def init_site(folder: Path, **sections: Mapping[str, Value] | Sequence[Mapping[s
     for path in (file, *keys):
         if path.exists():
             raise BadSettings(f"{path} is there already, and init overwrites nothing: choose another directory, or remove it")
+    if keys and (there := _occupied(settings)):
+        raise BadSettings(
+            f"{there} of {folder} is not empty, and new keys would open nothing in it: put the site's own keys back, or choose "
+            "another directory"
+        )
     for made in (*(key.parent for key in keys), *_folders(settings)):
         durable.make_folder(made, mode=0o700)
     for key in keys:
         durable.write(key, base64.b64encode(secrets.token_bytes(KEY_BYTES)) + b"\n", mode=0o600)
     durable.write(file, text.encode(), mode=0o600)
     return file
+
+
+def _occupied(settings: Settings) -> str:
+    """Name a store that is not empty, "" when there is none."""
+    from node.keep.custody import occupied
+
+    return occupied(settings.storage)
 
 
 def template() -> str:

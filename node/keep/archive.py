@@ -89,8 +89,17 @@ class Archive:
         """Read an image back."""
         return dcmread(self.path(instance))
 
+    def holds_same(self, known: Instance, clean: Dataset) -> bool:
+        """Say whether an image that was filed under another pseudonym of its patient has the pixels of `clean`.
+
+        Its header has other pseudonyms and other dates, so that another transfer syntax says nothing: it is believed.
+        """
+        there = self._described(self.read(known), known)
+        new = self._described(clean, known)
+        return there.transfer_syntax_uid != new.transfer_syntax_uid or there.pixel_digest == new.pixel_digest
+
     def path(self, instance: Instance) -> Path:
-        """Say where the file of `instance` lies (or would)."""
+        """Say where the file of `instance` lies (or would); it stays where it was filed, whoever its patient is now."""
         return self.folder / _relative(instance)
 
     def withdraw(self, instance: Instance) -> None:
@@ -122,12 +131,14 @@ class Archive:
 
 def _relative(instance: Instance) -> Path:
     """Build the path of an instance; everything in it is a pseudonym."""
-    if not _PID.fullmatch(instance.pid):
+    filed_as = instance.path.partition("/")[0]
+    pid = filed_as if _PID.fullmatch(filed_as) else instance.pid
+    if not _PID.fullmatch(pid):
         raise Refused("the patient's pseudonym is not one of ours; nothing was written")
     uids = (instance.study_uid, instance.series_uid, instance.sop_uid)
     if not all(_UID.fullmatch(uid) for uid in uids):
         raise Refused("a UID is not one of our pseudonyms; nothing was written")
-    return Path(instance.pid, instance.study_uid, instance.series_uid, f"{instance.sop_uid}.dcm")
+    return Path(pid, instance.study_uid, instance.series_uid, f"{instance.sop_uid}.dcm")
 
 
 def _transfer_syntax(dataset: Dataset) -> UID:

@@ -94,6 +94,31 @@ def put_row(connection: Connection, table: Table, **values: Any) -> None:
     connection.execute(dialect.insert(table).values(values).on_conflict_do_update(index_elements=keys, set_=rest))
 
 
+def has_rows(url: str, *tables: Table) -> bool:
+    """Say whether any of these tables is there and has a row. Nothing is made, migrated or changed by the look.
+
+    Raises
+    ------
+    BadSettings, StoreBusy
+        As `Database.open`.
+    """
+    file = Path(url.removeprefix("sqlite:///"))
+    if url.startswith("sqlite:///") and not (file.is_file() and file.stat().st_size):
+        return False
+    engine = _engine(url, for_writing=False)
+    try:
+        with engine.connect() as connection:
+            return any(
+                connection.dialect.has_table(connection, table.name)
+                and connection.execute(select(table.primary_key.columns.values()[0]).limit(1)).first() is not None
+                for table in tables
+            )
+    except (DBAPIError, PoolTimeout) as error:
+        raise _told(error) from error
+    finally:
+        engine.dispose()
+
+
 class Database:
     """A database of this machine or this site; safe to use from any thread of the process that opened it."""
 
@@ -130,6 +155,12 @@ class Database:
             database.close()
             raise
         return database
+
+    def __enter__(self) -> Database:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Finish the writes that wait, then let go of every connection."""

@@ -147,6 +147,16 @@ class StudyIdentity:
 
 
 @dataclass(frozen=True, slots=True)
+class Person:
+    """One person under several pseudonyms, because the hospital merged patients."""
+
+    survivor: str
+    """The pseudonym under which the person counts: that of the PatientID that remains."""
+    pseudonyms: frozenset[str]
+    """All of them, the surviving one among them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Instance:
     """One pseudonymised image of the archive, as the catalogue knows it."""
 
@@ -186,6 +196,13 @@ class TrainingImage(Instance):
     """Its patient is set aside for evaluation: it must not train, tune or calibrate anything."""
     purpose: Purpose
     """Of its study."""
+    person: str
+    """The pseudonym under which its patient counts: merged patients are one person, and stay on one side of every division."""
+
+    @property
+    def dated_as(self) -> str:
+        """Name the pseudonym by whose offset its dates are shifted: that under which it was filed, whatever came later."""
+        return self.path.partition("/")[0]
 
 
 @dataclass(frozen=True, slots=True)

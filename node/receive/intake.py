@@ -31,20 +31,24 @@ from pydicom.uid import UID
 
 from node import peer
 from node.errors import IdentityConflict, NotAsAnnounced, NotFound, NotReleasable, NotUnderstood, PixelConflict, Refused
+from node.keep import frozen
 from node.keep.archive import Archive
 from node.keep.catalogue import Catalogue
+from node.keep.custody import Custody
 from node.keep.quarantine import Quarantine
 from node.keep.records import Held, Hold, Instance, Purpose
 from node.keep.vault import Vault
 from node.logs import event
 from node.pseudonym import SiteKeys
-from node.receive.pseudonymise import Malformed, Pseudonymised, Rules, UnusablePatientID, pseudonymise
-from node.settings import Settings, load_key
+from node.receive.pseudonymise import Malformed, Pseudonymised, Rules, UnusablePatientID, as_patient, pseudonymise
+from node.settings import Settings
 
 log = logging.getLogger("osteon.receive")
 
 RELEASABLE = frozenset({Hold.BURNED_IN, Hold.SECONDARY, Hold.DIGITISED})
 """A person who has looked at the image may overrule these; a modality, or a doubt about the patient, nobody can."""
+STUDY, NEWCOMER = "study", "newcomer"
+"""Whose a held image is, in a person's word: its study's patient, or the one it names itself."""
 BROKEN = (
     *(ValueError, TypeError, AttributeError, KeyError, IndexError, EOFError, OverflowError, RecursionError, struct.error),
     *(NotImplementedError, BytesLengthException),
@@ -125,23 +129,20 @@ class Intake:
         # Odd values are what hospitals send; they are judged here, not warned of by pydicom, whose warnings repeat them.
         pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
         node, storage = settings.node, settings.storage
-        vault_key = load_key(storage.vault_key)
-        keys = SiteKeys.derive(load_key(storage.site_key))
         rules = Rules.load(
             default_issuer=node.default_issuer,
             placeholder_patient_ids=node.placeholder_patient_ids,
             site_vocabulary=Path(node.vocabulary) if node.vocabulary else None,
         )
-        vault = Vault.open(storage.vault, vault_key)
-        vault.check_site(keys.report_uid("site"))
+        stores = Custody.open(storage)
         return cls(
             settings,
-            keys=keys,
+            keys=stores.keys,
             rules=rules,
-            vault=vault,
+            vault=stores.vault,
             archive=Archive(storage.root / "archive"),
-            catalogue=Catalogue.open(storage.catalogue),
-            quarantine=Quarantine(storage.root / "quarantine", vault_key),
+            catalogue=stores.catalogue,
+            quarantine=stores.quarantine,
         )
 
     def close(self) -> None:
@@ -187,8 +188,15 @@ class Intake:
         )
         return taken
 
-    def release(self, held_id: str, *, by: str, reason: str) -> Taken:
+    def release(self, held_id: str, *, by: str, reason: str, whose: str = "") -> Taken:
         """Take in what the quarantine holds, because a person says that it may be.
+
+        Parameters
+        ----------
+        whose
+            For an image whose patient is in doubt: `STUDY`, it is of the patient of its study; `NEWCOMER`, it is right, and the
+            study was sent under a wrong patient; or a pseudonym, which must be one of these two. "" decides nothing: the image is
+            looked at again.
 
         Raises
         ------
@@ -207,13 +215,72 @@ class Intake:
         study = self.catalogue.studies.get(held.study_uid)
         arrival = _arrival_of(file, held, study.purpose if study else held.purpose)  # it may have been sent again meanwhile
         try:
+            if whose:
+                self._settle_whose(held, file, whose, by=by, reason=reason)
             taken, told = self._shelve(_pseudonymised(file, self.keys, self.rules), arrival, overruled=RELEASABLE)
         except _HoldIt as hold:
             raise NotReleasable(f"{hold.reason.value}: {hold.detail}; mend it at its source and send it again") from None
-        self.catalogue.instances.unhold(held_id, by=by, reason=reason, decision="released", now=_now())
+        decision = f"released as patient of the {whose if whose == NEWCOMER else STUDY}" if whose else "released"
+        self.catalogue.instances.unhold(held_id, by=by, reason=reason, decision=decision, now=_now())
         self.quarantine.discard(held_id)
         event(log, "instance released", **told, outcome=taken.value, held=held_id, reason=held.reason.value)
         return taken
+
+    def gives_study_away(self, held_id: str, whose: str) -> bool:
+        """Say whether `release` with `whose` would give the whole study to another patient: a person should be asked first."""
+        found = self.catalogue.instances.held_one(held_id)
+        if found is None or not whose or whose == STUDY:
+            return False
+        return (
+            whose == NEWCOMER
+            or whose not in self.catalogue.patients.person(self.catalogue.patients.whose(found[0].study_uid)).pseudonyms
+        )
+
+    def _settle_whose(self, held: Held, file: FileDataset, whose: str, *, by: str, reason: str) -> None:
+        """Make image and study name one patient, as a person decided: the study's is written into the image, or the other way.
+
+        Raises
+        ------
+        NotReleasable
+            Nothing is in doubt, nothing says whose the study is, or `whose` is neither of the two.
+        """
+        if held.reason not in (Hold.PATIENT_CONFLICT, Hold.PATIENT_ID):
+            raise NotReleasable(f"whose it is, is not in doubt: it is held for {held.reason.value}")
+        try:
+            identity = self.vault.study(held.study_uid)
+        except NotFound:
+            raise NotReleasable(
+                "no image of this study came under a usable PatientID, so nothing says whose it is: correct the PatientID in the "
+                "PACS, send the study again, and discard this one"
+            ) from None
+        own = None if held.reason is Hold.PATIENT_ID else _pseudonymised(file, self.keys, self.rules)
+        if whose == STUDY or whose in self.catalogue.patients.person(identity.pid).pseudonyms:
+            as_patient(file, identity)
+        elif own is not None and (whose == NEWCOMER or whose in self.catalogue.patients.person(own.instance.pid).pseudonyms):
+            self._correct_study(own, identity.pid, by=by, reason=reason)
+        else:
+            raise NotReleasable(
+                "this is neither the patient of the study nor the one the image names; `osteon patients merge` if two of them "
+                "are one person"
+            )
+
+    def _correct_study(self, right: Pseudonymised, wrong_pid: str, *, by: str, reason: str) -> None:
+        """Give a study that came under a wrong patient first to the patient whom a later image names.
+
+        The catalogue first: between the two steps nothing of either patient is taken in, and doing it again finishes it.
+        """
+        new, root = right.instance, self.settings.storage.root
+        if self.catalogue.patients.whose(new.study_uid) != new.pid:
+            self.catalogue.patients.reassign(
+                new.study_uid,
+                new.pid,
+                locked=self.keys.is_locked(new.pid, self.settings.training.locked),
+                named_by=frozen.naming(root, self.catalogue.patients.person(wrong_pid).pseudonyms),
+                by=by,
+                reason=reason,
+                now=_now(),
+            )
+        self.vault.hand_over([new.study_uid], right.identity, now=_now())
 
     def _purpose(self, calling_ae: str, called_ae: str) -> Purpose:
         """Say why it was sent: called under the learning title, or by a caller that only teaches, it is never answered."""
@@ -280,17 +347,25 @@ class Intake:
     def _compare(self, known: Instance, found: Pseudonymised) -> None:
         """Hold what comes under a known UID and is another image: another patient's, of another series, or of other pixels."""
         new = found.instance
-        if known.pid != new.pid:
+        is_filed_elsewhere = known.path.partition("/")[0] != new.pid
+        if known.pid != new.pid and new.pid not in self.catalogue.patients.person(known.pid).pseudonyms:
             raise _HoldIt(Hold.PATIENT_CONFLICT, "the SOP Instance UID is known, of another patient")
         if (known.study_uid, known.series_uid) != (new.study_uid, new.series_uid):
             raise _HoldIt(Hold.PIXEL_CONFLICT, "the SOP Instance UID is known, in another series")
-        self._put(found)
+        if not is_filed_elsewhere:
+            self._put(found)
+        elif not self.archive.holds_same(known, found.clean):
+            raise _HoldIt(Hold.PIXEL_CONFLICT, "the archive holds other pixels under this SOP Instance UID")
 
     def _remember(self, found: Pseudonymised) -> None:
         try:
             self.vault.remember(found.identity, now=_now())
-        except IdentityConflict as error:
-            raise _HoldIt(Hold.PATIENT_CONFLICT, str(error)) from None
+        except IdentityConflict:
+            person = self.catalogue.patients.person(found.identity.pid)
+            try:
+                self.vault.remember(found.identity, now=_now(), person=person)
+            except IdentityConflict as error:
+                raise _HoldIt(Hold.PATIENT_CONFLICT, str(error)) from None
 
     def _put(self, found: Pseudonymised) -> tuple[Instance, bool]:
         try:
@@ -321,6 +396,7 @@ class Intake:
             purpose=arrival.purpose,
         )
         if held.id not in {one.id for one in self.catalogue.instances.held_of_study(held.study_uid)}:
+            self.vault.require_key()  # nothing is sealed with a key that was changed under this process
             self.quarantine.put(arrival.part10(), held)
         try:
             self.catalogue.instances.hold(held, now=_now())

@@ -25,12 +25,13 @@ from node import daemon
 from node.errors import NotFound
 from node.keep.archive import Archive
 from node.keep.catalogue import Catalogue
+from node.keep.custody import Custody
 from node.keep.records import Delivery, DeliveryState, Identity, Instance, Result, Role, Study
 from node.keep.vault import StudyIdentity, Vault
 from node.logs import event, safe_message
 from node.pseudonym import SiteKeys
 from node.reply import completion, delivery, inference, report
-from node.settings import Pacs, Settings, load_key
+from node.settings import Pacs, Settings
 
 log = logging.getLogger("osteon.reply")
 
@@ -61,17 +62,14 @@ class Reply:
     @classmethod
     def open(cls, settings: Settings) -> Reply:
         """Open the stores; a wrong key or a missing folder is an error before anything is claimed."""
-        site_key, vault_key = load_key(settings.storage.site_key), load_key(settings.storage.vault_key)
-        vault = Vault.open(settings.storage.vault, vault_key)
-        keys = SiteKeys.derive(site_key)
-        vault.check_site(keys.report_uid("site"))
+        stores = Custody.open(settings.storage)
         return cls(
             settings=settings,
-            catalogue=Catalogue.open(settings.storage.catalogue),
-            vault=vault,
+            catalogue=stores.catalogue,
+            vault=stores.vault,
             archive=Archive(settings.storage.root / "archive"),
             registry=Registry(settings.storage.root / "models"),
-            keys=keys,
+            keys=stores.keys,
         )
 
     def close(self) -> None:
@@ -141,7 +139,7 @@ class Reply:
                 self.catalogue.instances.held_of_study(study.uid),
                 study_uid=study.uid,
                 model=self.model,
-                in_corpus=study.pid in self.corpus,
+                in_corpus=not self.corpus.isdisjoint(self.catalogue.patients.person(study.pid).pseudonyms),
             )
             silent = findings.abstention is not None and self.settings.inference.answer_not_applicable == "status only"
             result = self.catalogue.results.put(

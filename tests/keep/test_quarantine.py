@@ -14,7 +14,7 @@ from models.errors import Tampered
 from node import settings
 from node.commands.quarantine import app
 from node.errors import BadKey, NotFound, NotReleasable
-from node.keep.catalogue import Catalogue
+from node.keep.custody import Custody
 from node.keep.quarantine import Quarantine
 from node.keep.records import Held, Hold, Purpose
 from node.receive.intake import Intake, Taken
@@ -87,12 +87,10 @@ def test_an_id_is_no_path(tmp_path: Path, held_id: str) -> None:
 @pytest.fixture
 def store(site: Path) -> Quarantine:
     """Hold one object in the quarantine of a fresh site."""
-    storage = settings.load(site).storage
-    quarantine = Quarantine(storage.root / "quarantine", settings.load_key(storage.vault_key))
-    quarantine.put(RAW, held())
-    with Catalogue.open(storage.catalogue) as catalogue:
-        catalogue.instances.hold(held(), now=datetime(2026, 3, 1, tzinfo=UTC))
-    return quarantine
+    with Custody.open(settings.load(site).storage) as stores:
+        stores.quarantine.put(RAW, held())
+        stores.catalogue.instances.hold(held(), now=datetime(2026, 3, 1, tzinfo=UTC))
+        return stores.quarantine
 
 
 def osteon(*words: str, site: Path, answer: str = "") -> str:

@@ -10,13 +10,14 @@ from node.keep.catalogue.deliveries import Deliveries
 from node.keep.catalogue.history import History
 from node.keep.catalogue.instances import Instances
 from node.keep.catalogue.labels import Labels
+from node.keep.catalogue.patients import Patients
 from node.keep.catalogue.results import Results
 from node.keep.catalogue.roles import Roles
 from node.keep.catalogue.runs import Runs
-from node.keep.catalogue.schema import HEAD, MIGRATIONS, metadata
+from node.keep.catalogue.schema import HEAD, MIGRATIONS, metadata, patient, study
 from node.keep.catalogue.studies import Studies
 from node.keep.catalogue.timings import Timings
-from node.keep.database import Database
+from node.keep.database import Database, has_rows
 
 __all__ = ["Catalogue"]
 
@@ -27,6 +28,7 @@ class Catalogue:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.instances = Instances(database)
+        self.patients = Patients(database)
         self.studies = Studies(database)
         self.results = Results(database)
         self.deliveries = Deliveries(database)
@@ -40,6 +42,11 @@ class Catalogue:
     def open(cls, url: str) -> Catalogue:
         """Open the catalogue, made or migrated when need be; see `Database.open` for what it raises."""
         return cls(Database.open(url, metadata, migrations=MIGRATIONS, head=HEAD))
+
+    @staticmethod
+    def is_full(url: str) -> bool:
+        """Say whether a catalogue at `url` knows any study or patient; the look makes and changes nothing."""
+        return has_rows(url, study, patient)
 
     def close(self) -> None:
         """Finish what waits to be written and close."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, TypedDict
 
@@ -52,7 +52,7 @@ class Instances:
         """
 
         def note(connection: Connection) -> bool:
-            insert_if_absent(connection, patient, pid=image.pid, locked=locked, first_at=now)
+            insert_if_absent(connection, patient, pid=image.pid, person=image.pid, locked=locked, first_at=now)
             states.see(connection, image.study_uid, pid=image.pid, purpose=purpose, calling_ae=calling_ae, now=now)
             values = {name: getattr(image, name) for name in _INSTANCE_FIELDS}
             new = insert_if_absent(connection, instance, **values, received_at=now, seen_at=now)
@@ -93,7 +93,7 @@ class Instances:
     def for_training(self) -> list[TrainingImage]:
         """Give every image of the archive, sorted by UID, with its study's purpose; those of locked patients are marked."""
         query = (
-            select(instance, patient.c.locked, study.c.purpose)
+            select(instance, patient.c.locked, patient.c.person, study.c.purpose)
             .join_from(instance, patient, patient.c.pid == instance.c.pid)
             .join(study, study.c.uid == instance.c.study_uid)
             .order_by(instance.c.sop_uid)
@@ -101,15 +101,32 @@ class Instances:
         with self._database.read() as connection:
             return [
                 TrainingImage(
-                    **{name: getattr(row, name) for name in _INSTANCE_FIELDS}, locked=row.locked, purpose=Purpose(row.purpose)
+                    **{name: getattr(row, name) for name in _INSTANCE_FIELDS},
+                    locked=row.locked,
+                    purpose=Purpose(row.purpose),
+                    person=row.person,
                 )
                 for row in connection.execute(query)
             ]
 
     def locked_patients(self) -> frozenset[str]:
-        """Give the pseudonyms of the patients that are set aside for evaluation."""
+        """Give every pseudonym of the persons that are set aside for evaluation."""
         with self._database.read() as connection:
             return frozenset(connection.scalars(select(patient.c.pid).where(patient.c.locked)))
+
+    def pages(self, size: int) -> Iterator[list[tuple[str, str]]]:
+        """Go through every image of the archive as (study, image), `size` at a time."""
+        last = ""
+        while True:
+            query = select(instance.c.study_uid, instance.c.sop_uid).where(instance.c.sop_uid > last)
+            with self._database.read() as connection:
+                page = [
+                    (row.study_uid, row.sop_uid) for row in connection.execute(query.order_by(instance.c.sop_uid).limit(size))
+                ]
+            if not page:
+                return
+            last = page[-1][1]
+            yield page
 
     def count(self) -> int:
         """Count the images of the archive."""

@@ -12,7 +12,7 @@ from sqlalchemy import Boolean, Column, ForeignKey, Index, Integer, MetaData, St
 
 from node.keep.database import UTCTime
 
-HEAD = "0002"
+HEAD = "0003"
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 metadata = MetaData(
@@ -30,8 +30,11 @@ patient = Table(
     Column("pid", String(64), primary_key=True),
     Column("locked", Boolean, nullable=False),
     Column("first_at", UTCTime, nullable=False),
+    Column("person", String(64), nullable=False, server_default=""),
+    Index(None, "person"),
 )
-"""Every patient seen in the archive; `locked` is fixed at first sight and never changed (promise 10)."""
+"""Every patient seen in the archive or named in a merge; `locked` is fixed at first sight and changed by a merge alone
+(promise 10), `person` is the pseudonym under which the patient counts: the own one until a merge."""
 
 study = Table(
     "study",
@@ -247,7 +250,7 @@ flag = Table(
     Column("name", String(64), primary_key=True),
     Column("value", String(64), nullable=False),
 )
-"""Switches that a person sets while the node runs (answers: on | paused)."""
+"""Switches that a person sets while the node runs (answers: on | paused), and the site key's fingerprint."""
 
 history = Table(
     "history",

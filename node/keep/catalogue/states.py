@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, exists, or_, select, true, update
 
 from node.errors import IdentityConflict, NotFound, NotToBeAnswered
+from node.keep.catalogue.patients import is_same_person
 from node.keep.catalogue.schema import delivery, held, instance, result, study
 from node.keep.database import insert_if_absent
 from node.keep.records import DeliveryState, Hold, Purpose, StudyState
@@ -85,7 +86,7 @@ def see(connection: Connection, uid: str, *, pid: str, purpose: Purpose, calling
         known = connection.scalar(select(study.c.pid).where(study.c.uid == uid))
         if not known:
             connection.execute(update(study).where(study.c.uid == uid, study.c.pid == "").values(pid=pid))
-        elif known != pid:
+        elif not is_same_person(connection, known, pid):
             raise IdentityConflict
     return new
 
