@@ -21,7 +21,7 @@ EXIT_RETRIABLE = 75  # EX_TEMPFAIL of sysexits.h
 
 def build() -> typer.Typer:
     """Put the verbs of the node and those that installed packages add (entry-point group `osteon.verbs`) into one app."""
-    from node.commands import check, delivery, demo, init, labels, models, quarantine, receive, reply, serve, status
+    from node.commands import backup, check, delivery, demo, init, labels, models, quarantine, receive, reply, serve, status
 
     app = typer.Typer(
         name="osteon",
@@ -30,7 +30,7 @@ def build() -> typer.Typer:
         pretty_exceptions_enable=False,
         add_completion=False,
     )
-    for verb in (init.init, check.check, serve.serve, receive.receive, status.status, demo.demo):
+    for verb in (init.init, check.check, serve.serve, receive.receive, status.status, backup.restore, demo.demo):
         app.command()(verb)
     for name, group in (
         ("reply", reply.app),
@@ -38,6 +38,7 @@ def build() -> typer.Typer:
         ("models", models.app),
         ("quarantine", quarantine.app),
         ("delivery", delivery.app),
+        ("backup", backup.app),
     ):
         app.add_typer(group, name=name)
     for entry in entry_points(group="osteon.verbs"):

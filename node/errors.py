@@ -18,6 +18,7 @@ The root is in `models/errors.py`; the class says what a caller may do::
     ├── NotReleasable     what the quarantine holds for a reason that a person cannot override
     ├── NotFound          nothing under the identifier the user gave
     ├── NotToBeAnswered   a study that was sent to be learned from
+    ├── NotEmpty          stores that are to be restored into and hold something already
     └── BadLabels         a label table with rows that cannot be taken: nothing is imported
 """
 
@@ -80,6 +81,10 @@ class NotReleasable(Final):
 
 class NotFound(Final):
     """Nothing is known under this identifier."""
+
+
+class NotEmpty(Final):
+    """A store holds something already; a set is restored into empty ones."""
 
 
 class BadLabels(Final):

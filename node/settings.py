@@ -126,6 +126,13 @@ class Storage(_Piece):
         return self
 
 
+class Backup(_Piece):
+    """Where `osteon backup` writes, and when its sets are too old."""
+
+    folder: str = ""
+    max_age_days: Annotated[float, Field(gt=0, le=3650)] = 2.0
+
+
 class Completion(_Piece):
     """When a study counts as complete."""
 
@@ -184,6 +191,7 @@ class Settings(_Piece):
     node: Node
     pacs: list[Pacs] = []
     storage: Storage
+    backup: Backup = Backup()
     completion: Completion = Completion()
     inference: Inference = Inference()
     report: Report = Report()
@@ -249,7 +257,10 @@ def _anchored(settings: Settings, folder: Path) -> Settings:
     node = settings.node
     if node.vocabulary:
         node = node.model_copy(update={"vocabulary": str((folder / node.vocabulary).resolve())})
-    return settings.model_copy(update={"storage": anchored, "node": node})
+    backup = settings.backup
+    if backup.folder:
+        backup = backup.model_copy(update={"folder": str((folder / backup.folder).resolve())})
+    return settings.model_copy(update={"storage": anchored, "node": node, "backup": backup})
 
 
 def _database_url(url: str, folder: Path) -> str:

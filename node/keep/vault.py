@@ -27,20 +27,19 @@ from node.logs import event
 
 log = logging.getLogger("osteon.vault")
 
-_METADATA = MetaData()
-_META = Table(
-    "vault_meta", _METADATA, Column("name", String(32), primary_key=True), Column("sealed", LargeBinary, nullable=False)
-)
+TABLES = MetaData()
+"""For a backup, which copies the rows as they are sealed."""
+_META = Table("vault_meta", TABLES, Column("name", String(32), primary_key=True), Column("sealed", LargeBinary, nullable=False))
 _STUDIES = Table(
     "vault_studies",
-    _METADATA,
+    TABLES,
     Column("study_uid", String(64), primary_key=True),
     Column("sealed", LargeBinary, nullable=False),
     Column("changed_at", UTCTime, nullable=False),
 )
 _INSTANCES = Table(
     "vault_instances",
-    _METADATA,
+    TABLES,
     Column("study_uid", String(64), primary_key=True),
     Column("sop_uid", String(64), primary_key=True),
     Column("sealed", LargeBinary, nullable=False),
@@ -75,7 +74,7 @@ class Vault:
         BadKey
             `key` is not the one that sealed this vault; nothing was written.
         """
-        vault = cls(Database.open(url, _METADATA), key)
+        vault = cls(Database.open(url, TABLES), key)
         try:
             vault._check("canary", "osteon", "this is not the key that sealed this vault ([storage] vault_key)")
         except BaseException:

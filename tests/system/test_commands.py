@@ -25,7 +25,10 @@ from node.keep.records import Role
 from node.receive.intake import Intake
 from node.settings import Settings
 
-VERBS = ("init", "check", "serve", "receive", "reply", "status", "labels", "models", "train", "quarantine", "delivery", "demo")
+VERBS = (
+    "init", "check", "serve", "receive", "reply", "status", "labels", "models", "train", "quarantine", "delivery", "demo",
+    "backup", "restore",
+)  # fmt: skip
 HEAVY = (
     "torch",
     "torchvision",

@@ -162,6 +162,14 @@ def expire(connection: Connection, due: ColumnElement[bool], *, now: datetime) -
     return sum(change(connection, uid, StudyState.EXPIRED, now=now, where=due, reason=reason) for uid in uids)
 
 
+def set_aside(connection: Connection, *, reason: str, now: datetime) -> int:
+    """Leave every study without a result to a person: the site was restored, and it may have been answered since."""
+    unanswered = (StudyState.RECEIVING, StudyState.COMPLETE, StudyState.INFERRING, StudyState.WAITING, StudyState.FAILED)
+    these = and_(study.c.purpose == Purpose.ANSWER, study.c.state.in_(unanswered))
+    uids = connection.scalars(select(study.c.uid).where(these)).all()
+    return sum(change(connection, uid, StudyState.EXPIRED, now=now, where=these, reason=reason) for uid in uids)
+
+
 # --- a replier works -----------------------------------------------------------------------------------------------------------
 
 
