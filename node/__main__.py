@@ -21,7 +21,21 @@ EXIT_RETRIABLE = 75  # EX_TEMPFAIL of sysexits.h
 
 def build() -> typer.Typer:
     """Put the verbs of the node and those that installed packages add (entry-point group `osteon.verbs`) into one app."""
-    from node.commands import backup, check, delivery, demo, init, labels, models, quarantine, receive, reply, serve, status
+    from node.commands import (
+        archive,
+        backup,
+        check,
+        delivery,
+        demo,
+        init,
+        labels,
+        models,
+        quarantine,
+        receive,
+        reply,
+        serve,
+        status,
+    )
 
     app = typer.Typer(
         name="osteon",
@@ -39,6 +53,7 @@ def build() -> typer.Typer:
         ("quarantine", quarantine.app),
         ("delivery", delivery.app),
         ("backup", backup.app),
+        ("archive", archive.app),
     ):
         app.add_typer(group, name=name)
     for entry in entry_points(group="osteon.verbs"):

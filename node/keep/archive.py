@@ -75,10 +75,7 @@ class Archive:
         filled = self._described(clean, instance)
         if path.exists():
             there = self._described(self.read(instance), instance)
-            same_syntax = there.transfer_syntax_uid == filled.transfer_syntax_uid
-            if (there.pixel_digest if same_syntax else there.header_digest) != (
-                filled.pixel_digest if same_syntax else filled.header_digest
-            ):
+            if not is_same_image(there, filled):
                 raise PixelConflict
             return there, False
         with disk_full_said():
@@ -118,6 +115,13 @@ class Archive:
             pixel_digest=pixels,
             transfer_syntax_uid=str(_transfer_syntax(clean)),
         )
+
+
+def is_same_image(one: Instance, other: Instance) -> bool:
+    """Say whether two files under one UID hold the same image: by the pixels in the same syntax, by the header in another."""
+    if one.transfer_syntax_uid == other.transfer_syntax_uid:
+        return one.pixel_digest == other.pixel_digest
+    return one.header_digest == other.header_digest
 
 
 def _relative(instance: Instance) -> Path:

@@ -37,7 +37,7 @@ import node
 from models import durable
 from models.errors import Final, Tampered
 from node.errors import BadKey, BadSettings, NoSpace, NotEmpty, NotFound, disk_full_said
-from node.keep import dump
+from node.keep import dump, turns
 from node.keep.catalogue import history, states
 from node.keep.catalogue.schema import MIGRATIONS, flag
 from node.keep.catalogue.schema import metadata as catalogue_tables
@@ -128,7 +128,7 @@ def make(stores: Stores, folder: Path, *, copy_archive: bool = False, now: datet
         Another backup writes into `folder` now.
     """
     durable.make_folder(folder)
-    with _alone(folder):
+    with _alone(folder), turns.looking(stores.root):
         for left in folder.glob(".*.partial"):
             shutil.rmtree(left)
         previous = next(reversed(sets(folder)), None)

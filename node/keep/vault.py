@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Any
 
 from pydicom.datadict import keyword_for_tag
-from sqlalchemy import Column, Connection, LargeBinary, MetaData, String, Table, select, update
+from sqlalchemy import Column, Connection, LargeBinary, MetaData, String, Table, delete, select, update
 
 from node.errors import BadKey, IdentityConflict, NotFound
 from node.keep.database import Database, UTCTime, insert_if_absent
@@ -154,6 +154,21 @@ class Vault:
             return []
         opened = [(sop_uid, self._open(sealed, _instance_row(study_uid, sop_uid))) for sop_uid, sealed in rows]
         return [replace(known, sop_uid=sop_uid, **own) for sop_uid, own in opened]
+
+    def known(self, study_uid: str) -> frozenset[str]:
+        """Name the instances of a study whose identity is here, by pseudonymous UID; nothing is opened."""
+        query = select(_INSTANCES.c.sop_uid).join_from(_INSTANCES, _STUDIES, _STUDIES.c.study_uid == _INSTANCES.c.study_uid)
+        with self._database.read() as connection:
+            return frozenset(connection.scalars(query.where(_INSTANCES.c.study_uid == study_uid)))
+
+    def forget(self, study_uid: str) -> None:
+        """Remove who a study is; nothing leads back from its pseudonym any more but the site key."""
+
+        def forget(connection: Connection) -> None:
+            for table in (_INSTANCES, _STUDIES):
+                connection.execute(delete(table).where(table.c.study_uid == study_uid))
+
+        self._database.write(forget)
 
     # --- within one transaction --------------------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ from pydicom.uid import UID
 
 from node import peer
 from node.errors import IdentityConflict, NotAsAnnounced, NotFound, NotReleasable, NotUnderstood, PixelConflict, Refused
-from node.keep.archive import Archive
+from node.keep.archive import Archive, is_same_image
 from node.keep.catalogue import Catalogue
 from node.keep.quarantine import Quarantine
 from node.keep.records import Held, Hold, Instance, Purpose
@@ -284,7 +284,12 @@ class Intake:
             raise _HoldIt(Hold.PATIENT_CONFLICT, "the SOP Instance UID is known, of another patient")
         if (known.study_uid, known.series_uid) != (new.study_uid, new.series_uid):
             raise _HoldIt(Hold.PIXEL_CONFLICT, "the SOP Instance UID is known, in another series")
-        self._put(found)
+        shelved, file_was_gone = self._put(found)
+        if file_was_gone:
+            if not is_same_image(known, shelved):
+                self.archive.withdraw(shelved)
+                raise _HoldIt(Hold.PIXEL_CONFLICT, str(PixelConflict()))
+            self.catalogue.instances.refiled(shelved)
 
     def _remember(self, found: Pseudonymised) -> None:
         try:

@@ -27,7 +27,7 @@ from node.settings import Settings
 
 VERBS = (
     "init", "check", "serve", "receive", "reply", "status", "labels", "models", "train", "quarantine", "delivery", "demo",
-    "backup", "restore",
+    "backup", "restore", "archive",
 )  # fmt: skip
 HEAVY = (
     "torch",

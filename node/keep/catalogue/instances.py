@@ -84,6 +84,13 @@ class Instances:
             lambda connection: connection.execute(update(instance).where(instance.c.sop_uid == sop_uid).values(values))
         )
 
+    def refiled(self, image: Instance) -> None:
+        """Note the file that now stands for a known image whose file was gone; it may have another syntax."""
+        values = {name: getattr(image, name) for name in ("transfer_syntax_uid", "header_digest", "pixel_digest")}
+        self._database.write(
+            lambda connection: connection.execute(update(instance).where(instance.c.sop_uid == image.sop_uid).values(values))
+        )
+
     def of_study(self, study_uid: str) -> list[Instance]:
         """Give the images of a study, sorted by UID."""
         query = select(instance).where(instance.c.study_uid == study_uid).order_by(instance.c.sop_uid)

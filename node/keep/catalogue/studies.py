@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, exists, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, exists, func, or_, select, update
 
 from node.keep.catalogue import history, states
 from node.keep.catalogue.schema import delivery, held, instance, patient, study
@@ -57,6 +57,22 @@ class Studies:
             return []
         with self._database.read() as connection:
             return [_record(row) for row in connection.execute(_select().where(or_(*hits)).order_by(study.c.first_at))]
+
+    def uids(self) -> list[str]:
+        """Name every study, sorted."""
+        with self._database.read() as connection:
+            return list(connection.scalars(select(study.c.uid).order_by(study.c.uid)))
+
+    def remark(self, reason: str, uids: Collection[str]) -> None:
+        """Let exactly these studies carry `reason`, where they have no other to tell; their states stay as they are."""
+
+        def remark(connection: Connection) -> None:
+            for uid in set(connection.scalars(select(study.c.uid).where(study.c.reason == reason))) - set(uids):
+                connection.execute(update(study).where(study.c.uid == uid).values(reason=""))
+            for uid in sorted(uids):
+                connection.execute(update(study).where(study.c.uid == uid, study.c.reason == "").values(reason=reason))
+
+        self._database.write(remark)
 
     def by_state(self) -> dict[StudyState, int]:
         """Count the studies of each state, also of those that are empty."""
