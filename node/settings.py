@@ -103,6 +103,17 @@ class Pacs(_Piece):
 DatabaseURL = Annotated[str, Field(pattern=r"^(sqlite:///[^?]*[^?/]|postgresql(\+[a-z0-9]+)?://.+)$")]
 
 
+Days = Annotated[float, Field(ge=0, le=36500)]
+
+
+class KeepDays(_Piece):
+    """How long what lies in the storage is kept, by why it was sent; 0 is for ever."""
+
+    answer: Days = 0.0
+    learn: Days = 0.0
+    quarantine: Days = 0.0
+
+
 class Storage(_Piece):
     """Where everything lies."""
 
@@ -111,6 +122,7 @@ class Storage(_Piece):
     vault: DatabaseURL
     site_key: str
     vault_key: str
+    keep_days: KeepDays = KeepDays()
 
     @field_validator("root", mode="before")
     @classmethod

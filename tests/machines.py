@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset
@@ -113,13 +114,13 @@ class Machine:
         return self.osteon("restore", str(one.folder), code=code)
 
 
-def machine(folder: Path, pacs: Pacs, **storage: str) -> Machine:
+def machine(folder: Path, pacs: Pacs, **sections: Mapping[str, Any]) -> Machine:
     init_site(
         folder,
         node={"port": 0, "callers": [{"ae_title": "SENDER", "networks": ["127.0.0.0/8"], "purpose": "answer"}]},
         pacs=[{"name": "main", "ae_title": pacs.ae_title, "host": "127.0.0.1", "port": pacs.port}],
         completion={"quiet_s": 0.0},
-        storage=storage,
+        **sections,
     )
     return Machine(folder, pacs)
 

@@ -120,8 +120,8 @@ def _folders(archive: Path) -> dict[str, list[Path]]:
 
 def _of_study(stores: Stores, uid: str, folders: list[Path], known: Mapping[str, Known], *, quick: bool) -> Iterator[Finding]:
     study = stores.catalogue.studies.get(uid)
-    if study is not None and study.state is StudyState.REMOVED:
-        return  # retention is still at it, or is through
+    if study is not None and study.state is StudyState.REMOVED and study.next_attempt_at is not None:
+        return  # retention goes on with it
     rows = {one.path: one for one in stores.catalogue.instances.of_study(uid)}
     identities = stores.identities(uid) if rows else frozenset()
     for path, row in rows.items():

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from models import durable
-from node.errors import StoreBusy
 
 LOCK = "housekeeping.lock"
 
@@ -26,24 +25,19 @@ def looking(root: Path) -> Iterator[None]:
 
 
 @contextmanager
-def removing(root: Path) -> Iterator[None]:
-    """Hold the turn for removing.
-
-    Raises
-    ------
-    StoreBusy
-        Somebody looks or removes now: a backup, a verification, or the retention of another host.
-    """
-    with _locked(root, fcntl.LOCK_EX | fcntl.LOCK_NB):
-        yield
+def removing(root: Path) -> Iterator[bool]:
+    """Hold the turn for removing, and say whether it is one's own: not while a backup, a repair or another host is at it."""
+    with _locked(root, fcntl.LOCK_EX | fcntl.LOCK_NB) as mine:
+        yield mine
 
 
 @contextmanager
-def _locked(root: Path, how: int) -> Iterator[None]:
+def _locked(root: Path, how: int) -> Iterator[bool]:
     durable.make_folder(root)
     with open(os.open(root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b") as file:
         try:
             fcntl.flock(file, how)
         except BlockingIOError:
-            raise StoreBusy("a backup, a verification or the retention is at work; it is tried again later") from None
-        yield
+            yield False
+        else:
+            yield True
