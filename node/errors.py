@@ -24,6 +24,7 @@ The root is in `models/errors.py`; the class says what a caller may do::
     ├── NotFound          nothing under the identifier the user gave
     ├── NotToBeAnswered   a study that was sent to be learned from
     ├── WrongState        a training run is not in a state in which this can be done
+    ├── NotEmpty          stores that are to be restored into and hold something already
     └── BadLabels         a label table with rows that cannot be taken: nothing is imported
 """
 
@@ -106,6 +107,10 @@ class NotReleasable(Final):
 
 class NotFound(Final):
     """Nothing is known under this identifier."""
+
+
+class NotEmpty(Final):
+    """A store holds something already; a set is restored into empty ones."""
 
 
 class BadLabels(Final):

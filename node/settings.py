@@ -107,6 +107,17 @@ class Pacs(_Piece):
 DatabaseURL = Annotated[str, Field(pattern=r"^(sqlite:///[^?]*[^?/]|postgresql(\+[a-z0-9]+)?://.+)$")]
 
 
+Days = Annotated[float, Field(ge=0, le=36500)]
+
+
+class KeepDays(_Piece):
+    """How long what lies in the storage is kept, by why it was sent; 0 is for ever."""
+
+    answer: Days = 0.0
+    learn: Days = 0.0
+    quarantine: Days = 0.0
+
+
 class Storage(_Piece):
     """Where everything lies."""
 
@@ -115,6 +126,7 @@ class Storage(_Piece):
     vault: DatabaseURL
     site_key: str
     vault_key: str
+    keep_days: KeepDays = KeepDays()
 
     @field_validator("root", mode="before")
     @classmethod
@@ -128,6 +140,13 @@ class Storage(_Piece):
         if self.site_key == self.vault_key:
             raise ValueError("site_key and vault_key must be two keys")
         return self
+
+
+class Backup(_Piece):
+    """Where `osteon backup` writes, and when its sets are too old."""
+
+    folder: str = ""
+    max_age_days: Annotated[float, Field(gt=0, le=3650)] = 2.0
 
 
 class Completion(_Piece):
@@ -251,6 +270,7 @@ class Settings(_Piece):
     node: Node
     pacs: list[Pacs] = []
     storage: Storage
+    backup: Backup = Backup()
     completion: Completion = Completion()
     inference: Inference = Inference()
     report: Report = Report()
@@ -317,7 +337,10 @@ def _anchored(settings: Settings, folder: Path) -> Settings:
     node = settings.node
     if node.vocabulary:
         node = node.model_copy(update={"vocabulary": str((folder / node.vocabulary).resolve())})
-    return settings.model_copy(update={"storage": anchored, "node": node})
+    backup = settings.backup
+    if backup.folder:
+        backup = backup.model_copy(update={"folder": str((folder / backup.folder).resolve())})
+    return settings.model_copy(update={"storage": anchored, "node": node, "backup": backup})
 
 
 def _database_url(url: str, folder: Path) -> str:

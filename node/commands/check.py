@@ -71,6 +71,7 @@ def findings(site: Settings) -> Iterator[Finding]:
         _keys,
         _directories,
         _stores,
+        _backup,
         _callers,
         _peers,
         _model,
@@ -134,6 +135,32 @@ def _stores(site: Settings) -> Iterator[Finding]:
         newest = max((role.seen_at for role in stores.catalogue.roles.all()), default=None)
     if newest is not None and (newest - datetime.now(UTC)).total_seconds() > CLOCK_STEP_S:
         yield Finding(Verdict.FAIL, "clock", f"the catalogue holds times later than now ({newest:%Y-%m-%d %H:%M:%S} UTC)")
+
+
+def _backup(site: Settings) -> Iterator[Finding]:
+    from node.commands import backup
+    from node.keep.backup import RESTORING
+    from node.keep.catalogue import Catalogue
+
+    if (site.storage.root / RESTORING).is_file():
+        told = "a restore was begun and not finished: give `osteon restore` the same set again"
+        yield Finding(Verdict.FAIL, "backup", told)
+    with Catalogue.open(site.storage.catalogue) as catalogue:
+        last, kept = backup.last(catalogue), backup.are_keys_kept(catalogue, site)
+    if last is None:
+        yield Finding(Verdict.WARN, "backup", "none was ever made: `osteon backup --to DIR`, every night")
+    else:
+        age_days = (datetime.now(UTC) - last.at).total_seconds() / 86400
+        old = age_days > site.backup.max_age_days
+        told = f"the last one is {age_days:.1f} days old ({last.where})"
+        yield Finding(
+            Verdict.WARN if old else Verdict.OK, "backup", told + (": make one now, and see why none was made" if old else "")
+        )
+    if kept:
+        yield Finding(Verdict.OK, "keys", "a person stated that copies are kept elsewhere")
+    else:
+        told = "nobody stated that copies of these two keys are kept elsewhere; no backup holds them: `osteon backup keys-kept`"
+        yield Finding(Verdict.WARN, "keys", told)
 
 
 def _callers(site: Settings) -> Iterator[Finding]:

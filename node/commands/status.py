@@ -38,6 +38,7 @@ def _overview(catalogue: Catalogue, site: Settings) -> list[str]:
 
     from models.errors import OsteonError
     from models.registry import Registry
+    from node.commands import backup
 
     now = datetime.now(UTC)
     lines = [f"Osteon {site.node.ae_title} on {site.node.host}:{site.node.port}  (research use only)", "", "Roles"]
@@ -75,6 +76,8 @@ def _overview(catalogue: Catalogue, site: Settings) -> list[str]:
     lines.append(
         f"Disk       {disk.free / 2**30:.1f} GiB free of {disk.total / 2**30:.1f} ({100 * disk.used / disk.total:.0f} % used)"
     )
+    made = backup.last(catalogue)
+    lines.append(f"Backup     {_ago(now, made.at)}, {backup.spelt(made.size)}, {made.where}" if made else "Backup     none yet")
     errors = catalogue.studies.recent_errors(limit=5)
     if errors:
         lines += ["", "Last errors"] + [f"  {_local(at)}  {uid}  {reason}" for at, uid, reason in errors]

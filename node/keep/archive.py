@@ -75,10 +75,7 @@ class Archive:
         filled = self._described(clean, instance)
         if path.exists():
             there = self._described(self.read(instance), instance)
-            same_syntax = there.transfer_syntax_uid == filled.transfer_syntax_uid
-            if (there.pixel_digest if same_syntax else there.header_digest) != (
-                filled.pixel_digest if same_syntax else filled.header_digest
-            ):
+            if not is_same_image(there, filled):
                 raise PixelConflict
             return there, False
         with disk_full_said():
@@ -89,14 +86,9 @@ class Archive:
         """Read an image back."""
         return dcmread(self.path(instance))
 
-    def holds_same(self, known: Instance, clean: Dataset) -> bool:
-        """Say whether an image that was filed under another pseudonym of its patient has the pixels of `clean`.
-
-        Its header has other pseudonyms and other dates, so that another transfer syntax says nothing: it is believed.
-        """
-        there = self._described(self.read(known), known)
-        new = self._described(clean, known)
-        return there.transfer_syntax_uid != new.transfer_syntax_uid or there.pixel_digest == new.pixel_digest
+    def holds_same(self, known: Instance, clean: Dataset, new: Instance) -> bool:
+        """Say whether the file of `known` holds the image that came as `clean` and `new`."""
+        return is_same_image(self._described(self.read(known), known), self._described(clean, new))
 
     def path(self, instance: Instance) -> Path:
         """Say where the file of `instance` lies (or would); it stays where it was filed, whoever its patient is now."""
@@ -129,10 +121,25 @@ class Archive:
         )
 
 
+def is_same_image(one: Instance, other: Instance) -> bool:
+    """Say whether two files under one UID hold the same image: by the pixels in the same syntax, by the header in another.
+
+    Under two pseudonyms of one person the headers have other dates: in another syntax nothing can be compared: believed.
+    """
+    if one.transfer_syntax_uid == other.transfer_syntax_uid:
+        return one.pixel_digest == other.pixel_digest
+    return one.header_digest == other.header_digest or filed_as(one) != filed_as(other)
+
+
+def filed_as(image: Instance) -> str:
+    """Give the pseudonym below which the file lies."""
+    return image.path.partition("/")[0]
+
+
 def _relative(instance: Instance) -> Path:
     """Build the path of an instance; everything in it is a pseudonym."""
-    filed_as = instance.path.partition("/")[0]
-    pid = filed_as if _PID.fullmatch(filed_as) else instance.pid
+    before = filed_as(instance)
+    pid = before if _PID.fullmatch(before) else instance.pid
     if not _PID.fullmatch(pid):
         raise Refused("the patient's pseudonym is not one of ours; nothing was written")
     uids = (instance.study_uid, instance.series_uid, instance.sop_uid)

@@ -54,7 +54,7 @@ GROUP_MAX = 256
 """Writes of one commit at most."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_VERSION = Table("alembic_version", MetaData(), Column("version_num", String(32), primary_key=True))
+REVISION = Table("alembic_version", MetaData(), Column("version_num", String(32), primary_key=True))
 """Alembic's own table; read without importing Alembic."""
 _MIGRATION_LOCK = 0x05E0
 """Key of PostgreSQL's advisory lock under which one process at a time migrates."""
@@ -202,9 +202,9 @@ class Database:
         def is_current(connection: Connection) -> bool:
             if migrations is None:
                 return all(connection.dialect.has_table(connection, name) for name in metadata.tables)
-            if not connection.dialect.has_table(connection, _VERSION.name):
+            if not connection.dialect.has_table(connection, REVISION.name):
                 return False
-            return list(connection.scalars(select(_VERSION.c.version_num))) == [head]
+            return list(connection.scalars(select(REVISION.c.version_num))) == [head]
 
         def bring(connection: Connection) -> None:
             if connection.dialect.name == "postgresql":
@@ -214,7 +214,7 @@ class Database:
             if migrations is None:
                 metadata.create_all(connection)
             else:
-                _migrate(connection, migrations)
+                migrate(connection, migrations)
 
         deadline = time.monotonic() + BUSY_S
         while True:
@@ -359,8 +359,8 @@ def _make_file(file: Path) -> None:
     os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
-def _migrate(connection: Connection, migrations: Path) -> None:
-    """Run Alembic's upgrade to its newest revision in the transaction of `connection`."""
+def migrate(connection: Connection, migrations: Path, *, revision: str = "head") -> None:
+    """Run Alembic's upgrade to a revision, the newest unless told otherwise, in the transaction of `connection`."""
     from alembic import command
     from alembic.config import Config
     from alembic.util import CommandError
@@ -369,7 +369,7 @@ def _migrate(connection: Connection, migrations: Path) -> None:
     config.set_main_option("script_location", str(migrations).replace("%", "%%"))
     config.attributes["connection"] = connection
     try:
-        command.upgrade(config, "head")
+        command.upgrade(config, revision)
     except CommandError as error:
         raise Final("the database was written by a newer version of Osteon: install that version again") from error
 

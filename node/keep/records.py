@@ -49,6 +49,8 @@ class StudyState(StrEnum):
     """A step failed; the reason and the next attempt stand beside it."""
     QUARANTINED = "quarantined"
     """Every instance is in the quarantine."""
+    REMOVED = "removed"
+    """Kept for as long as `[storage.keep_days]` says; images and identity are gone, results and labels stay."""
 
 
 class DeliveryState(StrEnum):

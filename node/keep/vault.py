@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Any
 
 from pydicom.datadict import keyword_for_tag
-from sqlalchemy import Column, Connection, LargeBinary, MetaData, String, Table, and_, func, or_, select, update
+from sqlalchemy import Column, Connection, LargeBinary, MetaData, String, Table, and_, delete, func, or_, select, update
 
 from models.errors import Tampered
 from node.errors import BadKey, IdentityConflict, NotFound, RotationUnfinished
@@ -285,6 +285,21 @@ class Vault:
             **own,
         )
         return Looked(study_uid, sop_uid, nothing)
+
+    def known(self, study_uid: str) -> frozenset[str]:
+        """Name the instances of a study whose identity is here, by pseudonymous UID; nothing is opened."""
+        query = select(INSTANCES.c.sop_uid).join_from(INSTANCES, STUDIES, STUDIES.c.study_uid == INSTANCES.c.study_uid)
+        with self._database.read() as connection:
+            return frozenset(connection.scalars(query.where(INSTANCES.c.study_uid == study_uid)))
+
+    def forget(self, study_uid: str) -> None:
+        """Remove who a study is; nothing leads back from its pseudonym any more but the site key."""
+
+        def forget(connection: Connection) -> None:
+            for table in (INSTANCES, STUDIES):
+                connection.execute(delete(table).where(table.c.study_uid == study_uid))
+
+        self._database.write(forget)
 
     # --- within one transaction --------------------------------------------------------------------------------------------
 

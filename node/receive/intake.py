@@ -32,7 +32,7 @@ from pydicom.uid import UID
 from node import peer
 from node.errors import IdentityConflict, NotAsAnnounced, NotFound, NotReleasable, NotUnderstood, PixelConflict, Refused
 from node.keep import frozen
-from node.keep.archive import Archive
+from node.keep.archive import Archive, filed_as, is_same_image
 from node.keep.catalogue import Catalogue
 from node.keep.custody import Custody
 from node.keep.quarantine import Quarantine
@@ -347,15 +347,21 @@ class Intake:
     def _compare(self, known: Instance, found: Pseudonymised) -> None:
         """Hold what comes under a known UID and is another image: another patient's, of another series, or of other pixels."""
         new = found.instance
-        is_filed_elsewhere = known.path.partition("/")[0] != new.pid
+        is_filed_elsewhere = filed_as(known) != new.pid
         if known.pid != new.pid and new.pid not in self.catalogue.patients.person(known.pid).pseudonyms:
             raise _HoldIt(Hold.PATIENT_CONFLICT, "the SOP Instance UID is known, of another patient")
         if (known.study_uid, known.series_uid) != (new.study_uid, new.series_uid):
             raise _HoldIt(Hold.PIXEL_CONFLICT, "the SOP Instance UID is known, in another series")
-        if not is_filed_elsewhere:
-            self._put(found)
-        elif not self.archive.holds_same(known, found.clean):
-            raise _HoldIt(Hold.PIXEL_CONFLICT, "the archive holds other pixels under this SOP Instance UID")
+        if is_filed_elsewhere and self.archive.path(known).exists():
+            if not self.archive.holds_same(known, found.clean, new):
+                raise _HoldIt(Hold.PIXEL_CONFLICT, "the archive holds other pixels under this SOP Instance UID")
+            return
+        shelved, file_was_gone = self._put(found)
+        if file_was_gone:
+            if not is_same_image(known, shelved):
+                self.archive.withdraw(shelved)
+                raise _HoldIt(Hold.PIXEL_CONFLICT, str(PixelConflict()))
+            self.catalogue.instances.refiled(shelved)
 
     def _remember(self, found: Pseudonymised) -> None:
         try:

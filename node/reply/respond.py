@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -26,7 +26,8 @@ from node.errors import NotFound
 from node.keep.archive import Archive
 from node.keep.catalogue import Catalogue
 from node.keep.custody import Custody
-from node.keep.records import Delivery, DeliveryState, Identity, Instance, Result, Role, Study
+from node.keep.records import Delivery, DeliveryState, Identity, Instance, Purpose, Result, Role, Study
+from node.keep.retention import Retention
 from node.keep.vault import StudyIdentity, Vault
 from node.logs import event, safe_message
 from node.pseudonym import SiteKeys
@@ -37,6 +38,8 @@ log = logging.getLogger("osteon.reply")
 
 RETRY_INFERENCE_FIRST_S = 30.0
 RETRY_INFERENCE_MAX_S = 3600.0
+TIDY_PAUSE_S = 3600.0
+"""How often a look is taken for what was kept long enough."""
 RETRY_MODEL_S = 10.0
 """How often a version that cannot be put to work is tried again."""
 
@@ -51,6 +54,7 @@ class Reply:
     archive: Archive
     registry: Registry
     keys: SiteKeys
+    retention: Retention
     model: Model | None = None
     corpus: frozenset[str] = frozenset()
     """The patients that the model was trained on."""
@@ -62,13 +66,23 @@ class Reply:
     @classmethod
     def open(cls, settings: Settings) -> Reply:
         """Open the stores; a wrong key or a missing folder is an error before anything is claimed."""
-        stores = Custody.open(settings.storage)
+        stores, root, keep = Custody.open(settings.storage), settings.storage.root, settings.storage.keep_days
+        archive = Archive(root / "archive")
         return cls(
             settings=settings,
             catalogue=stores.catalogue,
             vault=stores.vault,
-            archive=Archive(settings.storage.root / "archive"),
-            registry=Registry(settings.storage.root / "models"),
+            archive=archive,
+            retention=Retention(
+                root=root,
+                archive=archive,
+                catalogue=stores.catalogue,
+                keep={purpose: timedelta(days=days) for purpose in Purpose if (days := getattr(keep, purpose))},
+                keep_held=timedelta(days=keep.quarantine) if keep.quarantine else None,
+                forget=stores.vault.forget,
+                discard=stores.quarantine.discard,
+            ),
+            registry=Registry(root / "models"),
             keys=stores.keys,
         )
 
@@ -282,6 +296,12 @@ class Reply:
         self.last_error = f"{message} ({_now():%Y-%m-%d %H:%M:%S} UTC)"
         return message
 
+    # --- what was kept for long enough -------------------------------------------------------------------------------------
+
+    def tidy_step(self) -> bool:
+        """Remove some of what `[storage.keep_days]` says; True when there may be more."""
+        return self.retention.step(_now())
+
     # --- who answers -------------------------------------------------------------------------------------------------------
 
     def name(self) -> report.NodeName:
@@ -316,32 +336,36 @@ def opened(settings: Settings) -> Iterator[Reply]:
 
 
 def run(settings: Settings, stop: threading.Event) -> None:
-    """Run the role until `stop`: one loop that classifies, and one a destination that delivers.
+    """Run the role until `stop`: one loop that classifies, one a destination that delivers, and one that tidies.
 
     A loop that ends by an error ends the role, with that error: whoever supervises it starts the whole again.
     """
     with opened(settings) as reply:
         broken: list[BaseException] = []
 
-        def deliver(pacs: Pacs) -> None:
+        def beside(step: Callable[[], bool], pause_s: float) -> None:
             try:
-                daemon.run(partial(reply.deliver_step, pacs), stop)
+                daemon.run(step, stop, pause_s=pause_s)
             except BaseException as error:  # raised below, in the thread that can end the process
                 broken.append(error)
             finally:
                 stop.set()
 
-        senders = [threading.Thread(target=deliver, args=(pacs,), name=f"deliver-{pacs.name}") for pacs in settings.pacs]
+        steps: list[tuple[str, Callable[[], bool], float]] = [
+            (f"deliver-{pacs.name}", partial(reply.deliver_step, pacs), 0.5) for pacs in settings.pacs
+        ]
+        steps.append(("tidy", reply.tidy_step, TIDY_PAUSE_S))
+        others = [threading.Thread(target=beside, args=(step, pause_s), name=name) for name, step, pause_s in steps]
         try:
-            for sender in senders:
-                sender.start()
+            for other in others:
+                other.start()
             event(log, "replying", destinations=[pacs.name for pacs in settings.pacs])
             daemon.run(reply.step, stop, heartbeat=reply.beat)
         finally:
             stop.set()
-            for sender in senders:
-                if sender.ident is not None:
-                    sender.join()
+            for other in others:
+                if other.ident is not None:
+                    other.join()
             reply.catalogue.roles.leave("reply", socket.gethostname(), os.getpid())
         if broken:
             raise broken[0]

@@ -163,10 +163,14 @@ def reach(desk: Desk, state: StudyState) -> None:
     if state is StudyState.RECEIVING:
         return
     desk.complete()
-    if state is StudyState.EXPIRED:
+    if state in (StudyState.EXPIRED, StudyState.REMOVED):
         desk.later(hours=WITHIN_H + 1)
         desk.expire()
-    if state in (StudyState.COMPLETE, StudyState.EXPIRED, StudyState.LEARNED):
+    if state is StudyState.REMOVED:
+        assert desk.catalogue.studies.take_for_removal({ANSWER: timedelta(0)}, now=desk.now, limit=1) == ["1"]
+        desk.catalogue.studies.removed("1", now=desk.now)
+        desk.later(hours=1)
+    if state in (StudyState.COMPLETE, StudyState.EXPIRED, StudyState.LEARNED, StudyState.REMOVED):
         return
     assert desk.claim() is not None
     if state is StudyState.WAITING:

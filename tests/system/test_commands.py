@@ -39,6 +39,12 @@ VERBS = (
     "quarantine",
     "delivery",
     "demo",
+    "backup",
+    "restore",
+    "archive",
+    "patients",
+    "vault",
+    "history",
 )
 HEAVY = (
     "torch",

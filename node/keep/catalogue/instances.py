@@ -13,7 +13,7 @@ from node.errors import NotFound
 from node.keep.catalogue import history, states
 from node.keep.catalogue.schema import dropped_term, held, instance, patient, study
 from node.keep.database import Database, insert_if_absent
-from node.keep.records import Held, Hold, Instance, Purpose, TrainingImage
+from node.keep.records import Held, Hold, Instance, Purpose, StudyState, TrainingImage
 
 _INSTANCE_FIELDS = [field.name for field in dataclasses.fields(Instance)]
 _HELD_FIELDS = [field.name for field in dataclasses.fields(Held)]
@@ -73,6 +73,7 @@ class Instances:
             uid = connection.scalar(select(instance.c.study_uid).where(instance.c.sop_uid == instance_uid))
             if uid is None:
                 raise NotFound
+            states.refuse_while_removed(connection, uid, now=now)
             states.image_came_again(connection, uid, purpose=purpose, calling_ae=calling_ae, now=now)
 
         self._database.write(seen_again)
@@ -82,6 +83,13 @@ class Instances:
         values = {"age_years": age_years, "sex": sex}
         self._database.write(
             lambda connection: connection.execute(update(instance).where(instance.c.sop_uid == sop_uid).values(values))
+        )
+
+    def refiled(self, image: Instance) -> None:
+        """Note the file that now stands for a known image whose file was gone; it may have another syntax."""
+        values = {name: getattr(image, name) for name in ("path", "transfer_syntax_uid", "header_digest", "pixel_digest")}
+        self._database.write(
+            lambda connection: connection.execute(update(instance).where(instance.c.sop_uid == image.sop_uid).values(values))
         )
 
     def of_study(self, study_uid: str) -> list[Instance]:
@@ -96,6 +104,7 @@ class Instances:
             select(instance, patient.c.locked, patient.c.person, study.c.purpose)
             .join_from(instance, patient, patient.c.pid == instance.c.pid)
             .join(study, study.c.uid == instance.c.study_uid)
+            .where(study.c.state != StudyState.REMOVED)
             .order_by(instance.c.sop_uid)
         )
         with self._database.read() as connection:

@@ -7,18 +7,24 @@ sent to be learned from must never reach `complete`, the only door to an answer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, exists, or_, select, true, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, or_, select, true, update
 
-from node.errors import IdentityConflict, NotFound, NotToBeAnswered
+from node.errors import IdentityConflict, NotFound, NotToBeAnswered, StoreBusy
 from node.keep.catalogue.patients import is_same_person
 from node.keep.catalogue.schema import delivery, held, instance, result, study
 from node.keep.database import insert_if_absent
 from node.keep.records import DeliveryState, Hold, Purpose, StudyState
 
+BEING_REMOVED = "being removed, as [storage.keep_days] says"
+SENT_AGAIN = "sent again after it was removed"
+"""Reason of a study in `receiving` whose results are known from before."""
+REFUSED_AFTER_REMOVAL = timedelta(minutes=10)
+"""Longer than any instance is on its way between vault and catalogue."""
 AT_REST = (
     StudyState.COMPLETE,
     StudyState.WAITING,
@@ -65,7 +71,10 @@ def see(connection: Connection, uid: str, *, pid: str, purpose: Purpose, calling
     ------
     IdentityConflict
         The study is another patient's.
+    StoreBusy
+        It is being removed.
     """
+    refuse_while_removed(connection, uid, now=now)
     new = insert_if_absent(
         connection,
         study,
@@ -91,6 +100,20 @@ def see(connection: Connection, uid: str, *, pid: str, purpose: Purpose, calling
     return new
 
 
+def refuse_while_removed(connection: Connection, uid: str, *, now: datetime) -> None:
+    """Let nothing in while a study is removed, and shortly after: what began to come before would lose its identity.
+
+    Raises
+    ------
+    StoreBusy
+        Its sender tries again later.
+    """
+    going = or_(study.c.next_attempt_at.is_not(None), study.c.claimed_until > now)
+    these = study.c.uid == uid, study.c.state == StudyState.REMOVED, going
+    if connection.scalar(select(exists().where(*these))):
+        raise StoreBusy("the study is being removed ([storage.keep_days]); send it again in some minutes")
+
+
 def image_came(connection: Connection, uid: str, *, purpose: Purpose, calling_ae: str, now: datetime) -> None:
     """Take note that a study has an image more: the late rule.
 
@@ -102,6 +125,9 @@ def image_came(connection: Connection, uid: str, *, purpose: Purpose, calling_ae
     owner = {"purpose": purpose, "calling_ae": calling_ae} if becomes_answer else {}
     if row.state == StudyState.RECEIVING:
         connection.execute(update(study).where(study.c.uid == uid).values(last_at=now, **owner))
+    elif row.state == StudyState.REMOVED:
+        afresh = {"purpose": purpose, "calling_ae": calling_ae, "last_at": now, "reason": SENT_AGAIN}
+        _new_round(connection, uid, now=now, where=study.c.state == StudyState.REMOVED, **afresh)
     elif purpose is Purpose.LEARN and row.purpose == Purpose.ANSWER:
         return
     elif row.state in IN_WORK:
@@ -139,14 +165,46 @@ def is_due_to_complete(*, quiet_s: float, max_wait_s: float, now: datetime) -> C
 def complete(connection: Connection, due: ColumnElement[bool], *, now: datetime) -> int:
     """Move every due study on: to `complete`, `learned` or `quarantined`."""
     moved = 0
-    for row in connection.execute(select(study.c.uid, study.c.purpose).where(due)).all():
+    for row in connection.execute(select(study.c.uid, study.c.purpose, study.c.reason).where(due)).all():
         holds, is_answer = _holds(connection, row.uid), row.purpose == Purpose.ANSWER
-        if _has_images(connection, row.uid) or (is_answer and holds == [Hold.MODALITY]):
+        if is_answer and row.reason == SENT_AGAIN and _was_answered(connection, row.uid):
+            state, reason = StudyState.DELIVERED, ""  # as if it had never been away: another model re-answers nothing
+        elif _has_images(connection, row.uid) or (is_answer and holds == [Hold.MODALITY]):
             state, reason = StudyState.COMPLETE if is_answer else StudyState.LEARNED, ""
         else:
             state, reason = StudyState.QUARANTINED, "every image is in the quarantine: " + (", ".join(holds) or "discarded")
         moved += change(connection, row.uid, state, now=now, where=and_(due, study.c.purpose == row.purpose), reason=reason)
     return moved
+
+
+def is_due_to_remove(keep: Mapping[Purpose, timedelta], *, now: datetime) -> ColumnElement[bool]:
+    """Answered, expired or learned, longer ago than it is to be kept; nothing of it is on its way or may be wanted again."""
+    wanted = delivery.c.state != DeliveryState.SENT
+    ends = {Purpose.ANSWER: (StudyState.DELIVERED, StudyState.EXPIRED), Purpose.LEARN: (StudyState.LEARNED,)}
+    emptied = and_(study.c.state == StudyState.QUARANTINED, ~exists().where(held.c.study_uid == study.c.uid))
+    over = [
+        and_(study.c.purpose == purpose, study.c.last_at < now - limit, or_(study.c.state.in_(ends[purpose]), emptied))
+        for purpose, limit in keep.items()
+    ]
+    return and_(or_(*over), ~exists().where(delivery.c.study_uid == study.c.uid, wanted))
+
+
+def take_for_removal(connection: Connection, due: ColumnElement[bool] | None, *, now: datetime, limit: int) -> list[str]:
+    """Mark studies that are due as `removed`, and give them with those whose removal was cut short."""
+    cut_short = and_(study.c.state == StudyState.REMOVED, study.c.next_attempt_at.is_not(None))
+    again = list(connection.scalars(select(study.c.uid).where(cut_short).limit(limit)))
+    if due is None:
+        return again
+    oldest = connection.scalars(select(study.c.uid).where(due).order_by(study.c.last_at).limit(limit - len(again))).all()
+    mark = {"next_attempt_at": now, "reason": BEING_REMOVED}
+    return again + [uid for uid in oldest if change(connection, uid, StudyState.REMOVED, now=now, where=due, **mark)]
+
+
+def removed(connection: Connection, uid: str, *, now: datetime) -> None:
+    """Take the rows of a study's images out, and let it in again after a while."""
+    connection.execute(delete(instance).where(instance.c.study_uid == uid))
+    until = {"claimed_until": now + REFUSED_AFTER_REMOVAL, "reason": f"removed on {now:%Y-%m-%d}, as [storage.keep_days] says"}
+    change(connection, uid, StudyState.REMOVED, now=now, where=study.c.state == StudyState.REMOVED, **until)
 
 
 def is_due_to_expire(*, answer_within_h: float, now: datetime) -> ColumnElement[bool]:
@@ -161,6 +219,14 @@ def expire(connection: Connection, due: ColumnElement[bool], *, now: datetime) -
     uids = connection.scalars(select(study.c.uid).where(due)).all()
     reason = "not answered in time: `osteon reply study` answers it by hand"
     return sum(change(connection, uid, StudyState.EXPIRED, now=now, where=due, reason=reason) for uid in uids)
+
+
+def set_aside(connection: Connection, *, reason: str, now: datetime) -> int:
+    """Leave every study without a result to a person: the site was restored, and it may have been answered since."""
+    unanswered = (StudyState.RECEIVING, StudyState.COMPLETE, StudyState.INFERRING, StudyState.WAITING, StudyState.FAILED)
+    these = and_(study.c.purpose == Purpose.ANSWER, study.c.state.in_(unanswered))
+    uids = connection.scalars(select(study.c.uid).where(these)).all()
+    return sum(change(connection, uid, StudyState.EXPIRED, now=now, where=these, reason=reason) for uid in uids)
 
 
 # --- a replier works -----------------------------------------------------------------------------------------------------------
@@ -244,6 +310,8 @@ def reopen(connection: Connection, uid: str, *, now: datetime) -> None:
         raise NotFound
     if row.purpose != Purpose.ANSWER:
         raise NotToBeAnswered
+    if row.state == StudyState.REMOVED:
+        raise NotToBeAnswered("its images were removed, as [storage.keep_days] says: send it again")
     if not _has_images(connection, uid) and _holds(connection, uid) != [Hold.MODALITY]:
         raise NotToBeAnswered("every image of this study is in the quarantine: see `osteon quarantine list`")
     connection.execute(update(study).where(study.c.uid == uid).values(last_at=now))
@@ -284,6 +352,21 @@ def _has_images(connection: Connection, uid: str) -> bool:
 def _holds(connection: Connection, uid: str) -> list[str]:
     """Reasons for which instances of the study are in the quarantine, each once, sorted."""
     return sorted(connection.scalars(select(held.c.reason).distinct().where(held.c.study_uid == uid)))
+
+
+def content(connection: Connection, uid: str) -> str:
+    """Digest what the study consists of; see `Studies.content`."""
+    belongs = held.c.reason.in_(HELD_AS_CONTENT), held.c.sop_uid != ""
+    uids = set(connection.scalars(select(instance.c.sop_uid).where(instance.c.study_uid == uid)))
+    uids |= set(connection.scalars(select(held.c.sop_uid).where(held.c.study_uid == uid, *belongs)))
+    return hashlib.sha256("\n".join(sorted(uids)).encode()).hexdigest()
+
+
+def _was_answered(connection: Connection, uid: str) -> bool:
+    """Say whether a destination has a result of exactly these images."""
+    its = and_(delivery.c.result_id == result.c.id, delivery.c.state == DeliveryState.SENT)
+    same = result.c.study_uid == uid, result.c.content_digest == content(connection, uid)
+    return bool(connection.scalar(select(exists().where(*same, its))))
 
 
 def _has_deliveries(connection: Connection, uid: str, states: Sequence[DeliveryState]) -> bool:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, exists, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, exists, func, or_, select, update
 
 from node.keep.catalogue import history, states
 from node.keep.catalogue.schema import delivery, held, instance, patient, study
@@ -58,6 +57,22 @@ class Studies:
         with self._database.read() as connection:
             return [_record(row) for row in connection.execute(_select().where(or_(*hits)).order_by(study.c.first_at))]
 
+    def uids(self) -> list[str]:
+        """Name every study, sorted."""
+        with self._database.read() as connection:
+            return list(connection.scalars(select(study.c.uid).order_by(study.c.uid)))
+
+    def remark(self, reason: str, uids: Collection[str]) -> None:
+        """Let exactly these studies carry `reason`, where they have no other to tell; their states stay as they are."""
+
+        def remark(connection: Connection) -> None:
+            for uid in set(connection.scalars(select(study.c.uid).where(study.c.reason == reason))) - set(uids):
+                connection.execute(update(study).where(study.c.uid == uid).values(reason=""))
+            for uid in sorted(uids):
+                connection.execute(update(study).where(study.c.uid == uid, study.c.reason == "").values(reason=reason))
+
+        self._database.write(remark)
+
     def by_state(self) -> dict[StudyState, int]:
         """Count the studies of each state, also of those that are empty."""
         with self._database.read() as connection:
@@ -102,11 +117,8 @@ class Studies:
 
         Read it before the images: what comes in between then makes another content, never a lost one.
         """
-        belongs = held.c.reason.in_(states.HELD_AS_CONTENT), held.c.sop_uid != ""
         with self._database.read() as connection:
-            uids = set(connection.scalars(select(instance.c.sop_uid).where(instance.c.study_uid == uid)))
-            uids |= set(connection.scalars(select(held.c.sop_uid).where(held.c.study_uid == uid, *belongs)))
-        return hashlib.sha256("\n".join(sorted(uids)).encode()).hexdigest()
+            return states.content(connection, uid)
 
     # --- moving ------------------------------------------------------------------------------------------------------------
 
@@ -161,6 +173,23 @@ class Studies:
                 connection, uid, StudyState.FAILED, now=now, reason=reason, next_attempt_at=next_attempt_at
             )
         )
+
+    def take_for_removal(self, keep: Mapping[Purpose, timedelta], *, now: datetime, limit: int) -> list[str]:
+        """Mark studies that were kept for long enough as `removed`; those whose removal was cut short are given again."""
+        cut_short = and_(study.c.state == StudyState.REMOVED, study.c.next_attempt_at.is_not(None))
+        due = states.is_due_to_remove(keep, now=now) if keep else None
+        if not self._database.has(cut_short if due is None else or_(cut_short, due)):
+            return []
+        return self._database.write(lambda connection: states.take_for_removal(connection, due, now=now, limit=limit))
+
+    def removed(self, uid: str, *, now: datetime) -> None:
+        """Note that images and identity of a study are gone; what is left of it is its row, with results and labels."""
+
+        def removed(connection: Connection) -> None:
+            states.removed(connection, uid, now=now)
+            history.note(connection, by="retention", what="study removed", subject=uid, reason="[storage.keep_days]", now=now)
+
+        self._database.write(removed)
 
     def reopen(self, uid: str, *, now: datetime, by: str = "", reason: str = "") -> None:
         """Queue a study for an answer by hand, whatever its age.
