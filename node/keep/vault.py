@@ -121,7 +121,7 @@ class Vault:
         remembered, changed = self._database.write(lambda connection: self._remember(connection, identity, now))
         if changed:
             keywords = " ".join(keyword_for_tag(tag) for tag in changed)
-            event(log, "identity corrected", study_uid=identity.study_uid, pid=identity.pid, changed=keywords)
+            event(log, "identity corrected", study=identity.study_uid, pid=identity.pid, changed=keywords)
         return remembered
 
     def study(self, study_uid: str) -> StudyIdentity:

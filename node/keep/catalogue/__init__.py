@@ -7,6 +7,7 @@ and times stand here; an identity never does. States change in `states.py` alone
 from __future__ import annotations
 
 from node.keep.catalogue.deliveries import Deliveries
+from node.keep.catalogue.figures import Figures
 from node.keep.catalogue.history import History
 from node.keep.catalogue.instances import Instances
 from node.keep.catalogue.labels import Labels
@@ -33,6 +34,7 @@ class Catalogue:
         self.runs = Runs(database)
         self.roles = Roles(database)
         self.history = History(database)
+        self.figures = Figures(database)
 
     @classmethod
     def open(cls, url: str) -> Catalogue:
