@@ -21,7 +21,7 @@ def receive(config: Config = DEFAULT_CONFIG) -> None:
     site = settings.load(config)
     logs.configure()
     log = logging.getLogger("osteon.receive")
-    registry, health = new_registry("receive", site.storage), Health()
+    registry, health = new_registry(site.storage), Health()
     meters = ReceiveMeters(registry, callers=[caller.ae_title for caller in site.node.callers])
     with daemon.stop_on_signals() as stop:
         intake = Intake.open(site, meters=meters)

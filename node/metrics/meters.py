@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 import node
 from node.keep.records import Abstention, DeliveryState, Hold
 from node.metrics.disk import Disk
-from node.settings import RoleName, Storage
+from node.settings import Storage
 
 OTHER = "other"
 INTAKE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -34,12 +34,10 @@ ATTEMPTS = {
 """Of an attempt to deliver, by the state that it left."""
 
 
-def new_registry(role: RoleName, storage: Storage) -> CollectorRegistry:
+def new_registry(storage: Storage) -> CollectorRegistry:
     """Give a registry with what every role shows: version, process, disks."""
     registry = CollectorRegistry()
-    Info("osteon_build", "Version of Osteon, and which role this is", registry=registry).info(
-        {"version": node.__version__, "role": role}
-    )
+    Info("osteon_build", "Version of Osteon", registry=registry).info({"version": node.__version__})
     ProcessCollector(registry=registry)
     registry.register(Disk(storage))
     return registry

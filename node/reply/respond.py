@@ -368,7 +368,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
 
     A loop that ends by an error ends the role, with that error: whoever supervises it starts the whole again.
     """
-    registry, health = new_registry("reply", settings.storage), Health()
+    registry, health = new_registry(settings.storage), Health()
     stuck_s = max(STUCK_S, settings.inference.claim_s)  # one study may take as long
     names = [pacs.name for pacs in settings.pacs]
     with opened(settings, meters=ReplyMeters(registry, destinations=names)) as reply:
