@@ -26,7 +26,7 @@ def receive(config: Config = DEFAULT_CONFIG) -> None:
     with daemon.stop_on_signals() as stop:
         intake = Intake.open(site, meters=meters)
         registry.register(figures.of_reception(intake.catalogue))
-        listener = Listener(site.node, intake.take_in, meters=meters)
+        listener = Listener(site.node, health.work("intake", intake.take_in), meters=meters)
 
         def ready() -> Ready:
             deaf = [] if listener.listens() else ["nobody listens on the DICOM port"]

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from time import monotonic
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -26,6 +26,8 @@ from node.logs import event
 from node.settings import Metrics, RoleName
 
 log = logging.getLogger("osteon.metrics")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 STUCK_S = 120.0
 """A loop that has not turned for so long is stuck: its longest rest, after an error, is a minute."""
@@ -41,11 +43,12 @@ _POLL_S = 0.2
 
 
 class Health:
-    """The loops of a role, and when each last turned."""
+    """The loops of a role and when each last turned, and the work in its threads and since when it is under way."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
         self._turned: dict[str, float] = {}
+        self._begun: dict[str, dict[object, float]] = {}
         self._stuck_s: dict[str, float] = {}
 
     def loop(self, name: str, step: Callable[[], bool], *, stuck_s: float = STUCK_S) -> Callable[[], bool]:
@@ -61,13 +64,29 @@ class Health:
 
         return turn
 
+    def work(self, name: str, do: Callable[P, T], *, stuck_s: float = STUCK_S) -> Callable[P, T]:
+        """Give `do`, whose calls, in whatever threads, from now on count as loops that turn when they return."""
+        begun = self._begun[name] = {}
+        self._stuck_s[name] = stuck_s
+
+        def watched(*args: P.args, **named: P.kwargs) -> T:
+            call = object()
+            begun[call] = self._clock()
+            try:
+                return do(*args, **named)
+            finally:
+                del begun[call]
+
+        return watched
+
     def ages(self) -> dict[str, float]:
-        """Give the seconds since each loop turned."""
+        """Give the seconds since each loop turned, and since the oldest call of each work under way began."""
         now = self._clock()
-        return {name: now - at for name, at in self._turned.items()}
+        turned = {name: now - at for name, at in self._turned.items()}
+        return turned | {name: now - min([now, *begun.copy().values()]) for name, begun in self._begun.items()}
 
     def stuck(self) -> list[str]:
-        """Name the loops that have not turned for too long."""
+        """Name the loops that have not turned for too long, and the work that does not come to its end."""
         return [name for name, age_s in self.ages().items() if age_s > self._stuck_s[name]]
 
 

@@ -96,6 +96,30 @@ def test_a_step_that_began_long_ago_and_has_not_returned_is_stuck() -> None:
     assert health.stuck() == []
 
 
+def test_work_that_does_not_come_to_its_end_is_stuck() -> None:
+    now = [0.0]
+    health = Health(lambda: now[0])
+    go, inside = threading.Event(), threading.Barrier(3)
+
+    def work(number: int, *, twice: bool) -> int:
+        inside.wait(30)
+        go.wait(30)
+        return number * (1 + twice)
+
+    take_in = health.work("intake", work, stuck_s=60)
+    assert health.ages() == {"intake": 0}
+    threads = [threading.Thread(target=take_in, args=(number,), kwargs={"twice": True}) for number in (1, 2)]
+    for thread in threads:
+        thread.start()
+    inside.wait(30)
+    now[0] += 61
+    assert health.stuck() == ["intake"]
+    go.set()
+    for thread in threads:
+        thread.join(30)
+    assert (health.ages(), health.stuck()) == ({"intake": 0}, [])
+
+
 def test_an_unready_role_says_why(served: Serve, port: int) -> None:
     troubles: list[str] = []
     with served(ready=lambda: Ready(troubles, {"model": "v1"})):
