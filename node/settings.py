@@ -31,6 +31,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 Hours = Annotated[float, Field(gt=0, le=10 * 365 * 24)]
 PurposeName = Literal["answer", "learn"]
+RoleName = Literal["receive", "reply", "schedule"]
 
 
 class _Piece(BaseModel):
@@ -127,6 +128,7 @@ class Storage(_Piece):
     site_key: str
     vault_key: str
     keep_days: KeepDays = KeepDays()
+    free_min_gb: Annotated[float, Field(ge=0, le=1e6)] = 5.0
 
     @field_validator("root", mode="before")
     @classmethod
@@ -264,6 +266,26 @@ class Schedule(_Piece):
         return self
 
 
+class Metrics(_Piece):
+    """Where each role shows its health and its figures; a port of 0: nowhere."""
+
+    host: str = "127.0.0.1"
+    receive_port: Port = 9711
+    reply_port: Port = 9712
+    schedule_port: Port = 9713
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Metrics:
+        ports = [port for port in (self.receive_port, self.reply_port, self.schedule_port) if port]
+        if len(set(ports)) != len(ports):
+            raise ValueError("two roles have the same port")
+        return self
+
+    def port(self, role: RoleName) -> int:
+        """Give the port of a role, 0 when it shows nothing."""
+        return {"receive": self.receive_port, "reply": self.reply_port, "schedule": self.schedule_port}[role]
+
+
 class Settings(_Piece):
     """All of `ae_config.toml`."""
 
@@ -277,6 +299,7 @@ class Settings(_Piece):
     delivery: Delivery = Delivery()
     training: Training = Training()
     schedule: list[Schedule] = []
+    metrics: Metrics = Metrics()
 
     @model_validator(mode="after")
     def _names_differ(self) -> Settings:

@@ -31,10 +31,12 @@ def free_port() -> Callable[[], int]:
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
     """Give the ae_config.toml of a fresh site: a caller SENDER (answer) on loopback, any free port, no PACS."""
+    from roles import UNWATCHED
+
     from node.commands.init import init_site
 
     callers = [{"ae_title": "SENDER", "networks": ["127.0.0.0/8", "::1/128"], "purpose": "answer"}]
-    return init_site(tmp_path / "site", node={"port": 0, "callers": callers}, completion={"quiet_s": 0.2})
+    return init_site(tmp_path / "site", node={"port": 0, "callers": callers}, completion={"quiet_s": 0.2}, metrics=UNWATCHED)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -163,8 +163,8 @@ def test_a_missing_key_names_the_table_that_lacks_it(tmp_path: Path) -> None:
 
 
 def test_an_unknown_table_is_an_error(tmp_path: Path) -> None:
-    text = SHIPPED.read_text("utf-8") + "\n[metrics]\nport = 1\n"
-    with pytest.raises(BadSettings, match=rf"line {line_with(text, '[metrics]')}: metrics: unknown key"):
+    text = SHIPPED.read_text("utf-8") + "\n[meters]\nport = 1\n"
+    with pytest.raises(BadSettings, match=rf"line {line_with(text, '[meters]')}: meters: unknown key"):
         load(write(tmp_path, text))
 
 
@@ -181,6 +181,7 @@ def test_a_wrong_key_in_the_second_of_two_tables_names_its_line(tmp_path: Path) 
         ('learn_ae_title = "OSTEON_LEARN"', 'learn_ae_title = "OSTEON "', "must differ from ae_title"),
         ('vault = "sqlite:///data/vault/vault.db"', 'vault = "sqlite:///data/catalogue/catalogue.db"', "another database"),
         ('vault_key = "keys/vault.key"', 'vault_key = "keys/site.key"', "two keys"),
+        ("reply_port = 9712", "reply_port = 9711", "two roles have the same port"),
     ],
 )
 def test_settings_that_are_unsafe_together_are_refused(tmp_path: Path, old: str, new: str, says: str) -> None:

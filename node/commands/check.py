@@ -16,10 +16,10 @@ from node.commands.options import DEFAULT_CONFIG, Config
 if TYPE_CHECKING:
     from node.settings import Settings
 
-FREE_GB_MIN = 5.0
 CLOCK_STEP_S = 5.0
 PAIRS = (("faiss-cpu", "faiss-gpu-cu12"), ("onnxruntime", "onnxruntime-gpu"))
 """Wheels that overwrite each other's files."""
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 OURS = ("node", "models", "training")
 
 
@@ -73,6 +73,7 @@ def findings(site: Settings) -> Iterator[Finding]:
         _stores,
         _backup,
         _callers,
+        _metrics,
         _peers,
         _model,
         _provider,
@@ -123,7 +124,7 @@ def _directories(site: Settings) -> Iterator[Finding]:
         yield Finding(Verdict.OK, "storage", str(root))
     free_gb = shutil.disk_usage(root).free / 1e9
     told = f"{free_gb:.0f} GB free below {root}"
-    yield Finding(Verdict.OK if free_gb >= FREE_GB_MIN else Verdict.FAIL, "disk", told)
+    yield Finding(Verdict.OK if free_gb >= site.storage.free_min_gb else Verdict.FAIL, "disk", told)
 
 
 def _stores(site: Settings) -> Iterator[Finding]:
@@ -173,13 +174,21 @@ def _callers(site: Settings) -> Iterator[Finding]:
         if site.pacs and caller.purpose == "answer" and not any(pacs.answers(caller.ae_title) for pacs in site.pacs):
             told = f"{caller.ae_title}: no [[pacs]] answers_for it; its studies count as delivered and nobody sees the results"
             yield Finding(Verdict.FAIL, "callers", told)
-    if site.node.host in ("127.0.0.1", "::1", "localhost"):
+    if site.node.host in LOOPBACK:
         yield Finding(Verdict.WARN, "network", f"listens on {site.node.host} only; set [node] host to be reached from the PACS")
     named = {caller.ae_title.strip() for caller in site.node.callers}
     for pacs in site.pacs:
         for title in pacs.answers_for:
             if title.strip() not in named:
                 yield Finding(Verdict.FAIL, "pacs", f"{pacs.name}: answers_for names {title}, which is no [[node.callers]]")
+
+
+def _metrics(site: Settings) -> Iterator[Finding]:
+    if site.metrics.host in LOOPBACK:
+        yield Finding(Verdict.OK, "metrics", f"shown on {site.metrics.host} only")
+    else:
+        told = f"[metrics] host = {site.metrics.host}: whoever reaches it reads the figures; let only the monitoring host through"
+        yield Finding(Verdict.WARN, "metrics", told)
 
 
 def _peers(site: Settings) -> Iterator[Finding]:

@@ -535,3 +535,51 @@ class Act:
     what: str
     subject: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReceptionFigures:
+    """What reception has brought so far."""
+
+    images: int
+    """In the archive."""
+    held: Mapping[Hold, int]
+    """In the quarantine, by reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryFigures:
+    """The results of one state with one destination."""
+
+    destination: str
+    state: DeliveryState
+    count: int
+    last_sent_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunFigures:
+    """A training run in words that can be counted."""
+
+    kind: str
+    outcome: str
+    """Its first words, without the sentence that explains a failure; `running` while it runs."""
+    decision: str
+    started_at: datetime
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFigures:
+    """Where studies, deliveries and runs stand at one moment."""
+
+    studies: Mapping[StudyState, int]
+    oldest_age_s: float
+    """Since the last image or request of the study that waits longest for its answer; 0 when none waits."""
+    deliveries: tuple[DeliveryFigures, ...]
+    paused: bool
+    """A person has switched answers off."""
+    runs: Mapping[tuple[str, str], int]
+    """How many, by kind and outcome."""
+    last_runs: tuple[RunFigures, ...]
+    """The newest of each kind."""

@@ -11,6 +11,7 @@ UID is never answered, PDUs longer than negotiated are read, and nothing bounds 
 from __future__ import annotations
 
 import logging
+import secrets
 import socket
 import socketserver
 import threading
@@ -33,8 +34,9 @@ from pynetdicom.transport import ThreadedAssociationServer
 
 from node import peer
 from node.errors import BadSettings, Refused, TooLarge
+from node.logs import bound, safe_message
 from node.logs import event as say
-from node.logs import safe_message
+from node.metrics.meters import ReceiveMeters
 from node.receive import status
 from node.settings import Caller, Node
 
@@ -53,6 +55,8 @@ RECV_BYTES = 1 << 18
 _NO_REASON = (1, 1, 1, "no reason given")
 _CALLING_UNKNOWN = (1, 1, 3, "calling AE title not recognised")
 _CALLED_UNKNOWN = (1, 1, 7, "called AE title not recognised")
+_LIMIT = "local limit exceeded"
+"""What pynetdicom answers itself: result 2, source 3, reason 2."""
 
 
 class TakeIn(Protocol):
@@ -67,8 +71,13 @@ class TakeIn(Protocol):
 class Listener:
     """The door: listens on `[node] host` and `port`, and gives each data set to `take_in`."""
 
-    def __init__(self, node: Node, take_in: TakeIn) -> None:
+    def __init__(self, node: Node, take_in: TakeIn, *, meters: ReceiveMeters | None = None) -> None:
         self.node = node
+        self.meters = meters or ReceiveMeters()
+        self.meters.expect(
+            reasons=[*(verdict[3] for verdict in (_NO_REASON, _CALLING_UNKNOWN, _CALLED_UNKNOWN)), _LIMIT],
+            statuses=[peer.status_text(code) for code in status.FAILURES],
+        )
         self.port = 0
         """The port bound, known once started."""
         self._take_in = take_in
@@ -109,12 +118,17 @@ class Listener:
         server = cast(_Server, made)
         server.connections = self.node.max_associations + WAITING_CONNECTIONS
         self._server, self.port = server, int(server.server_address[1])
+        self.meters.open.set_function(lambda: sum(one.is_established for one in server.active_associations))
         self._thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="listener", daemon=True)
         self._thread.start()
 
+    def listens(self) -> bool:
+        """Say whether somebody takes connections."""
+        return self._thread is not None and self._thread.is_alive()
+
     def check(self) -> None:
         """Raise `RuntimeError` when nobody listens any more: a role that only looks alive must end and be started again."""
-        if self._thread is None or not self._thread.is_alive():
+        if not self.listens():
             raise RuntimeError("the listener has ended")
 
     def stop(self, *, grace_s: float = GRACE_S) -> None:
@@ -133,7 +147,7 @@ class Listener:
     # --- who may call ------------------------------------------------------------------------------------------------------
 
     def _on_connection(self, event: Event) -> None:
-        _Guard(event.assoc, self.node).stand()
+        _Guard(event.assoc, self.node, self.meters).stand()
 
     def _on_requested(self, event: Event) -> None:
         """Admit a listed caller from a listed network under one of our titles; reject everything else, also on a fault here."""
@@ -147,6 +161,7 @@ class Listener:
         finally:
             if verdict is None:
                 _guard(association).admit(calling, called)
+                self._say_accepted(association)
             else:
                 result, source, reason, why = verdict
                 association.acse.send_reject(result, source, reason)
@@ -161,13 +176,27 @@ class Listener:
     def _on_rejected(self, event: Event) -> None:
         """Say that pynetdicom itself rejected: too many associations (PS3.8 9.3.4: transient, local limit exceeded)."""
         guard = _guard(event.assoc)
-        self._say_rejected(event.assoc, guard.calling_ae, guard.called_ae, "local limit exceeded")
+        self._say_rejected(event.assoc, guard.calling_ae, guard.called_ae, _LIMIT)
+
+    def _say_accepted(self, association: Association) -> None:
+        guard = _guard(association)
+        self.meters.accepted(guard.calling_ae)
+        say(
+            log,
+            "association accepted",
+            association=guard.id,
+            calling_ae=peer.printable(guard.calling_ae),
+            called_ae=peer.printable(guard.called_ae),
+            address=association.requestor.address,
+        )
 
     def _say_rejected(self, association: Association, calling: str, called: str, why: str) -> None:
+        self.meters.rejected(why)
         say(
             log,
             "association rejected",
             level=logging.WARNING,
+            association=_guard(association).id,
             calling_ae=peer.printable(calling),
             called_ae=peer.printable(called),
             address=association.requestor.address,
@@ -176,7 +205,9 @@ class Listener:
 
     def _on_aborted(self, event: Event) -> None:
         guard = _guard(event.assoc)
-        say(log, "association aborted", level=logging.WARNING, calling_ae=peer.printable(guard.calling_ae))
+        self.meters.aborted(guard.calling_ae)
+        calling = peer.printable(guard.calling_ae)
+        say(log, "association aborted", level=logging.WARNING, association=guard.id, calling_ae=calling)
 
     # --- what is asked -----------------------------------------------------------------------------------------------------
 
@@ -188,11 +219,12 @@ class Listener:
         guard, began = _guard(event.assoc), monotonic()
         if not guard.admitted:
             return status.NOT_AUTHORISED
-        with self._working:
+        with self._working, bound(association=guard.id):
             try:
                 self._store(event, guard)
             except Exception as error:  # the rim: whatever it is, the peer gets a status and the log one line
                 code = status.status_of(error)
+                self.meters.refused(peer.status_text(code))
                 say(
                     log,
                     "instance refused",
@@ -257,11 +289,13 @@ class _Discarded(BytesIO):
 class _Guard:
     """Bounds what one association can make this process hold, and remembers whom it admitted."""
 
-    def __init__(self, association: Association, node: Node) -> None:
-        self.association = association
+    def __init__(self, association: Association, node: Node, meters: ReceiveMeters) -> None:
+        self.association, self.meters = association, meters
         self.max_object_bytes = node.max_object_mb << 20
         self.max_pdu_bytes = node.max_pdu
         self.idle_timeout_s = node.idle_timeout_s
+        self.id = secrets.token_hex(4)
+        """By which the log names this association."""
         self.calling_ae = self.called_ae = ""
         self.admitted = False
         self._unanswered = False
@@ -292,7 +326,7 @@ class _Guard:
             fault = self._fault or ("PDU longer than negotiated" if nr_bytes > limit else "")
             if fault:
                 calling = peer.printable(self.calling_ae)
-                say(log, "association aborted", level=logging.WARNING, calling_ae=calling, reason=fault)
+                say(log, "association aborted", level=logging.WARNING, association=self.id, calling_ae=calling, reason=fault)
                 raise _Violation(fault)
             deadline = monotonic() + (self.idle_timeout_s if settled else min(ACSE_TIMEOUT_S, self.idle_timeout_s))
             read = bytearray()
@@ -339,10 +373,12 @@ class _Guard:
         answer.MessageIDBeingRespondedTo = command.MessageID
         answer.AffectedSOPClassUID = command.get("AffectedSOPClassUID") or None
         answer.Status = status.INVALID_SOP_INSTANCE
+        self.meters.refused(peer.status_text(status.INVALID_SOP_INSTANCE))
         say(
             log,
             "instance refused",
             level=logging.WARNING,
+            association=self.id,
             calling_ae=peer.printable(self.calling_ae),
             status=peer.status_text(status.INVALID_SOP_INSTANCE),
             reason="the C-STORE request names no SOP class or instance",

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import socket
 import struct
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -36,9 +39,11 @@ from node.keep.archive import Archive, filed_as, is_same_image
 from node.keep.catalogue import Catalogue
 from node.keep.custody import Custody
 from node.keep.quarantine import Quarantine
-from node.keep.records import Held, Hold, Instance, Purpose
+from node.keep.records import Held, Hold, Instance, Purpose, Role
 from node.keep.vault import Vault
 from node.logs import event
+from node.metrics import disk
+from node.metrics.meters import ReceiveMeters
 from node.pseudonym import SiteKeys
 from node.receive.pseudonymise import Malformed, Pseudonymised, Rules, UnusablePatientID, as_patient, pseudonymise
 from node.settings import Settings
@@ -59,6 +64,8 @@ _UNDEFINED_LENGTH = 0xFFFFFFFF
 _ITEM = b"\xfe\xff\x00\xe0"
 _DELIMITER = b"\xfe\xff\xdd\xe0\0\0\0\0"
 _LOCKS = 64
+SILENT_S = 30.0
+"""A receiver whose sign of life was not taken for so long is not ready; it leaves one every 5 s."""
 
 
 class Taken(StrEnum):
@@ -116,15 +123,17 @@ class Intake:
 
     def __init__(
         self, settings: Settings, *, keys: SiteKeys, rules: Rules, vault: Vault, archive: Archive, catalogue: Catalogue,
-        quarantine: Quarantine,
+        quarantine: Quarantine, meters: ReceiveMeters | None = None,
     ) -> None:  # fmt: skip
         self.settings, self.keys, self.rules = settings, keys, rules
         self.vault, self.archive, self.catalogue, self.quarantine = vault, archive, catalogue, quarantine
+        self.meters = meters or ReceiveMeters()
+        self._beaten_at = monotonic()
         self._callers = {caller.ae_title.strip(): caller for caller in settings.node.callers}
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
 
     @classmethod
-    def open(cls, settings: Settings) -> Intake:
+    def open(cls, settings: Settings, *, meters: ReceiveMeters | None = None) -> Intake:
         """Open the stores; a wrong key or a missing folder is an error before anything is received."""
         # Odd values are what hospitals send; they are judged here, not warned of by pydicom, whose warnings repeat them.
         pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -143,7 +152,23 @@ class Intake:
             archive=Archive(storage.root / "archive"),
             catalogue=stores.catalogue,
             quarantine=stores.quarantine,
+            meters=meters,
         )
+
+    def beat(self, told: Mapping[str, object]) -> None:
+        """Leave a sign of life that `osteon status` shows, and so try both databases."""
+        now = _now()
+        self.catalogue.roles.beat(Role(name="receive", host=socket.gethostname(), pid=os.getpid(), seen_at=now, told=told))
+        self.vault.check_site(self.keys.report_uid("site"))
+        self._beaten_at = monotonic()
+
+    def troubles(self) -> list[str]:
+        """Say what keeps images from being taken in now; nothing when they can be."""
+        found = disk.troubles(self.settings.storage, written=("archive", "quarantine"))
+        silent_s = monotonic() - self._beaten_at
+        if silent_s > SILENT_S:
+            found.append(f"the databases have taken nothing for {silent_s:.0f} s")
+        return found
 
     def close(self) -> None:
         """Close the stores."""
@@ -176,6 +201,8 @@ class Intake:
             taken, told = self._recognise(arrival), {}
         else:
             taken, told = self._shelve_or_hold(arrival, _parse(arrival))
+        seconds = monotonic() - began
+        self.meters.taken(taken, calling_ae=arrival.calling_ae, size=len(raw), seconds=seconds, reason=told.get("reason", ""))
         event(
             log,
             {Taken.OURS: "own result recognised", Taken.HELD: "instance held"}.get(taken, "instance stored"),
@@ -184,7 +211,7 @@ class Intake:
             calling_ae=peer.printable(calling_ae),
             purpose=purpose.value,
             status="0000H",
-            ms=round(1000 * (monotonic() - began)),
+            ms=round(1000 * seconds),
         )
         return taken
 
@@ -314,7 +341,7 @@ class Intake:
 
         An identity without a file is harmless, a file that nobody can answer for is not, and a row promises both.
         """
-        told: dict[str, Any] = {"study_uid": found.instance.study_uid, "sop_uid": found.instance.sop_uid}
+        told: dict[str, Any] = {"study": found.instance.study_uid, "instance": found.instance.sop_uid}
         known = self.catalogue.instances.find(found.instance.sop_uid)
         if known is not None:
             self._compare(known, found)
@@ -409,7 +436,7 @@ class Intake:
         except IdentityConflict as error:  # the catalogue knows of a patient that the vault does not
             self.quarantine.discard(held.id)
             return self._hold(_HoldIt(Hold.PATIENT_CONFLICT, str(error)), arrival, dataset, found)
-        return Taken.HELD, {"study_uid": held.study_uid, "sop_uid": held.sop_uid, "reason": held.reason.value, "held": held.id}
+        return Taken.HELD, {"study": held.study_uid, "instance": held.sop_uid, "reason": held.reason.value, "held": held.id}
 
     def _study_uid(self, dataset: Dataset) -> str:
         try:

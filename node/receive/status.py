@@ -58,6 +58,8 @@ STATUS: dict[type[BaseException], int] = {
     Final: CANNOT_UNDERSTAND,
 }
 """The most specific class counts."""
+FAILURES = (INVALID_SOP_INSTANCE, NOT_AUTHORISED, UNEXPECTED, *sorted(set(STATUS.values())))
+"""Every status that says no."""
 
 
 def status_of(error: BaseException) -> int:

@@ -12,7 +12,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from time import monotonic
@@ -30,6 +30,9 @@ from node.keep.records import Delivery, DeliveryState, Identity, Instance, Purpo
 from node.keep.retention import Retention
 from node.keep.vault import StudyIdentity, Vault
 from node.logs import event, safe_message
+from node.metrics import disk, figures
+from node.metrics.meters import CLASS, FAILED, ReplyMeters, new_registry
+from node.metrics.serve import STUCK_S, Health, Ready, serving
 from node.pseudonym import SiteKeys
 from node.reply import completion, delivery, inference, report
 from node.settings import Pacs, Settings
@@ -40,6 +43,10 @@ RETRY_INFERENCE_FIRST_S = 30.0
 RETRY_INFERENCE_MAX_S = 3600.0
 TIDY_PAUSE_S = 3600.0
 """How often a look is taken for what was kept long enough."""
+WAITS = 5
+"""So many times may one delivery wait for `[[pacs]] timeout_s`."""
+SILENT_S = 30.0
+"""A replier whose sign of life was not taken for so long is not ready, unless a study keeps it; it leaves one every 5 s."""
 RETRY_MODEL_S = 10.0
 """How often a version that cannot be put to work is tried again."""
 
@@ -60,11 +67,17 @@ class Reply:
     """The patients that the model was trained on."""
     model_trouble: str = ""
     """Why the version that is in service does not work here; empty when it does, or there is none."""
+    model_since: datetime | None = None
+    """When the loaded version was put into service."""
     last_error: str = ""
+    meters: ReplyMeters = field(default_factory=ReplyMeters)
+    away: set[str] = field(default_factory=set)
+    """Destinations whose last delivery was put off."""
+    _beaten_at: float = field(default_factory=monotonic)
     _model_tried_at: float = -RETRY_MODEL_S
 
     @classmethod
-    def open(cls, settings: Settings) -> Reply:
+    def open(cls, settings: Settings, *, meters: ReplyMeters | None = None) -> Reply:
         """Open the stores; a wrong key or a missing folder is an error before anything is claimed."""
         stores, root, keep = Custody.open(settings.storage), settings.storage.root, settings.storage.keep_days
         archive = Archive(root / "archive")
@@ -84,6 +97,7 @@ class Reply:
             ),
             registry=Registry(root / "models"),
             keys=stores.keys,
+            meters=meters or ReplyMeters(),
         )
 
     def close(self) -> None:
@@ -125,6 +139,9 @@ class Reply:
                 self.model_trouble = safe_message(error)
                 event(log, "model not usable", level=logging.ERROR, error=self.model_trouble)
             return
+        finally:
+            version = self.model.version if self.model else ""
+            self.meters.model(version, since=self.model_since if version else None, trouble=bool(self.model_trouble))
         if self.model is not None:
             self.catalogue.studies.wake_waiting(now=_now())
 
@@ -138,6 +155,8 @@ class Reply:
             self.model = Model.load(
                 self.registry, version, provider=rules.provider, threads=rules.threads, allow_degraded=rules.allow_degraded
             )
+            move = self.registry.champion_at(_now())
+            self.model_since = move.at if move else None
             event(log, "model in service", model=version, provider=rules.provider, degraded=self.model.degraded)
 
     def _classify(self, study: Study) -> None:
@@ -169,7 +188,9 @@ class Reply:
             reason = self._trouble(error)
             self.catalogue.studies.fail(study.uid, reason=reason, next_attempt_at=_now() + timedelta(seconds=wait_s), now=_now())
             event(log, "study failed", level=logging.ERROR, study=study.uid, error=reason, again_in_s=wait_s)
+            self.meters.classified(FAILED, seconds=monotonic() - started)
             return
+        self.meters.classified(findings.abstention or CLASS, seconds=monotonic() - started)
         event(
             log,
             "study classified",
@@ -209,6 +230,8 @@ class Reply:
             outcome = self._give_up(claimed) if self._is_over(claimed) else self._send(claimed, pacs)
         except Exception as error:  # as in _classify: the row's next attempt moves ahead, the loop goes on
             outcome = self._put_off(claimed, error)
+        self.meters.delivered(pacs.name, outcome)
+        (self.away.add if outcome is DeliveryState.PENDING else self.away.discard)(pacs.name)
         event(
             log,
             "result delivered" if outcome is DeliveryState.SENT else "result not delivered",
@@ -226,6 +249,7 @@ class Reply:
         if result is None:
             raise NotFound(f"result {claimed.result_id} is gone from the catalogue")
         looked_at = {image.sop_uid for image in result.findings.images}
+        asked_at = self.catalogue.studies.asked_at(claimed.study_uid)  # before `sent`: a late image begins another round there
         identity = self.vault.study(claimed.study_uid)
         images = [image for image in self.vault.instances(claimed.study_uid) if image.sop_uid in looked_at]
         try:
@@ -239,6 +263,8 @@ class Reply:
             self.catalogue.deliveries.hold(claimed.id, reason=str(reason), now=_now())
             return DeliveryState.HELD
         self.catalogue.deliveries.sent(claimed.id, now=_now())
+        if asked_at is not None and asked_at <= result.created_at:  # else it belongs to a later round than this result
+            self.meters.answered(pacs.name, seconds=(_now() - asked_at).total_seconds())
         return DeliveryState.SENT
 
     def _document(
@@ -319,6 +345,26 @@ class Reply:
             "last_error": self.last_error,
         }
         self.catalogue.roles.beat(Role(name="reply", host=socket.gethostname(), pid=os.getpid(), seen_at=_now(), told=told))
+        self.vault.check_site(self.keys.report_uid("site"))
+        self._beaten_at = monotonic()
+
+    def ready(self) -> Ready:
+        """Say whether studies can be answered now.
+
+        A PACS that is away does not make the role unready, nor does a site that has no model yet: studies wait. Both are told.
+        """
+        troubles = disk.troubles(self.settings.storage, read=("archive",))
+        silent_s = monotonic() - self._beaten_at
+        if silent_s > max(SILENT_S, self.settings.inference.claim_s):
+            troubles.append(f"the databases have taken nothing for {silent_s:.0f} s")
+        if self.model_trouble:
+            troubles.append(f"the model in service does not work: {self.model_trouble}")
+        told = {
+            "model": self.model.version if self.model else "",
+            "waiting": "" if self.model or self.model_trouble else "no model is in service: studies to be answered wait",
+            "destinations_away": sorted(self.away),
+        }
+        return Ready(troubles, told)
 
 
 def _now() -> datetime:
@@ -326,9 +372,9 @@ def _now() -> datetime:
 
 
 @contextmanager
-def opened(settings: Settings) -> Iterator[Reply]:
+def opened(settings: Settings, *, meters: ReplyMeters | None = None) -> Iterator[Reply]:
     """Hold a `Reply` open for the length of a block."""
-    reply = Reply.open(settings)
+    reply = Reply.open(settings, meters=meters)
     try:
         yield reply
     finally:
@@ -340,7 +386,11 @@ def run(settings: Settings, stop: threading.Event) -> None:
 
     A loop that ends by an error ends the role, with that error: whoever supervises it starts the whole again.
     """
-    with opened(settings) as reply:
+    registry, health = new_registry(settings.storage), Health()
+    stuck_s = max(STUCK_S, settings.inference.claim_s)  # one study may take as long
+    names = [pacs.name for pacs in settings.pacs]
+    with opened(settings, meters=ReplyMeters(registry, destinations=names)) as reply:
+        registry.register(figures.of_answers(reply.catalogue, destinations=names, answers=settings.inference.answers == "on"))
         broken: list[BaseException] = []
 
         def beside(step: Callable[[], bool], pause_s: float) -> None:
@@ -351,16 +401,17 @@ def run(settings: Settings, stop: threading.Event) -> None:
             finally:
                 stop.set()
 
-        steps: list[tuple[str, Callable[[], bool], float]] = [
-            (f"deliver-{pacs.name}", partial(reply.deliver_step, pacs), 0.5) for pacs in settings.pacs
-        ]
-        steps.append(("tidy", reply.tidy_step, TIDY_PAUSE_S))
-        others = [threading.Thread(target=beside, args=(step, pause_s), name=name) for name, step, pause_s in steps]
+        others = [threading.Thread(target=beside, args=(reply.tidy_step, TIDY_PAUSE_S), name="tidy")]
+        for pacs in settings.pacs:
+            name, stuck_after_s = f"deliver {pacs.name}", stuck_s + WAITS * pacs.timeout_s
+            step = health.loop(name, partial(reply.deliver_step, pacs), stuck_s=stuck_after_s)
+            others.append(threading.Thread(target=beside, args=(step, 0.5), name=name))
         try:
             for other in others:
                 other.start()
-            event(log, "replying", destinations=[pacs.name for pacs in settings.pacs])
-            daemon.run(reply.step, stop, heartbeat=reply.beat)
+            event(log, "replying", destinations=names)
+            with serving(settings.metrics, "reply", registry=registry, health=health, ready=reply.ready):
+                daemon.run(health.loop("classify", reply.step, stuck_s=stuck_s), stop, heartbeat=reply.beat)
         finally:
             stop.set()
             for other in others:

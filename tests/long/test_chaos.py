@@ -17,7 +17,7 @@ from time import monotonic, sleep
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import FileDataset
-from roles import Role, hand_in, send, until
+from roles import UNWATCHED, Role, hand_in, send, until
 from studies import study
 from tiny_model import promote_tiny
 
@@ -233,6 +233,7 @@ def site_of(folder: Path, port: int, pacs: Pacs) -> tuple[Path, Settings]:
         completion={"quiet_s": 2.0},
         inference={"claim_s": 4.0, "threads": 1},
         delivery={"retry_first_s": 0.2, "retry_max_s": 2.0},
+        metrics=UNWATCHED,
     )
     settings = site_settings.load(config)
     promote_tiny(settings.storage.root / "models")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset
-from roles import hand_in
+from roles import UNWATCHED, hand_in
 from studies import born, study
 from tiny_model import promote_tiny
 
@@ -78,6 +78,7 @@ def site_of(folder: Path, destinations: list[tuple[str, int, str]], **pieces: ob
             for name, port, title in destinations
         ],
         completion={"quiet_s": 0.0},
+        metrics=UNWATCHED,
         delivery={"retry_first_s": 0.05, "retry_max_s": 0.1},
         **pieces,
     )

@@ -7,6 +7,7 @@ and times stand here; an identity never does. States of studies change in `state
 from __future__ import annotations
 
 from node.keep.catalogue.deliveries import Deliveries
+from node.keep.catalogue.figures import Figures
 from node.keep.catalogue.history import History
 from node.keep.catalogue.instances import Instances
 from node.keep.catalogue.labels import Labels
@@ -37,6 +38,7 @@ class Catalogue:
         self.timings = Timings(database)
         self.roles = Roles(database)
         self.history = History(database)
+        self.figures = Figures(database)
 
     @classmethod
     def open(cls, url: str) -> Catalogue:

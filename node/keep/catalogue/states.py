@@ -162,9 +162,9 @@ def is_due_to_complete(*, quiet_s: float, max_wait_s: float, now: datetime) -> C
     return and_(study.c.state == StudyState.RECEIVING, or_(study.c.last_at <= now - quiet, waited))
 
 
-def complete(connection: Connection, due: ColumnElement[bool], *, now: datetime) -> int:
-    """Move every due study on: to `complete`, `learned` or `quarantined`."""
-    moved = 0
+def complete(connection: Connection, due: ColumnElement[bool], *, now: datetime) -> list[tuple[str, StudyState]]:
+    """Move every due study on, to `complete`, `learned` or `quarantined`, and give each with its new state."""
+    moved = []
     for row in connection.execute(select(study.c.uid, study.c.purpose, study.c.reason).where(due)).all():
         holds, is_answer = _holds(connection, row.uid), row.purpose == Purpose.ANSWER
         if is_answer and row.reason == SENT_AGAIN and _was_answered(connection, row.uid):
@@ -173,7 +173,8 @@ def complete(connection: Connection, due: ColumnElement[bool], *, now: datetime)
             state, reason = StudyState.COMPLETE if is_answer else StudyState.LEARNED, ""
         else:
             state, reason = StudyState.QUARANTINED, "every image is in the quarantine: " + (", ".join(holds) or "discarded")
-        moved += change(connection, row.uid, state, now=now, where=and_(due, study.c.purpose == row.purpose), reason=reason)
+        if change(connection, row.uid, state, now=now, where=and_(due, study.c.purpose == row.purpose), reason=reason):
+            moved.append((row.uid, state))
     return moved
 
 
@@ -214,11 +215,11 @@ def is_due_to_expire(*, answer_within_h: float, now: datetime) -> ColumnElement[
     return and_(study.c.last_at < now - timedelta(hours=answer_within_h), or_(study.c.state.in_(idle), abandoned))
 
 
-def expire(connection: Connection, due: ColumnElement[bool], *, now: datetime) -> int:
-    """Give up answering what is too old; only a person's request starts it again."""
+def expire(connection: Connection, due: ColumnElement[bool], *, now: datetime) -> list[str]:
+    """Give up answering what is too old, and name it; only a person's request starts it again."""
     uids = connection.scalars(select(study.c.uid).where(due)).all()
     reason = "not answered in time: `osteon reply study` answers it by hand"
-    return sum(change(connection, uid, StudyState.EXPIRED, now=now, where=due, reason=reason) for uid in uids)
+    return [uid for uid in uids if change(connection, uid, StudyState.EXPIRED, now=now, where=due, reason=reason)]
 
 
 def set_aside(connection: Connection, *, reason: str, now: datetime) -> int:

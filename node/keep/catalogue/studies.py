@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, and_, exists, fun
 
 from node.keep.catalogue import history, states
 from node.keep.catalogue.schema import delivery, held, instance, patient, study
+from node.keep.catalogue.schema import history as acts
 from node.keep.database import Database
 from node.keep.records import DeliveryState, Purpose, Study, StudyState
 
@@ -23,6 +24,8 @@ OPEN = (
     StudyState.FAILED,
 )
 """On their way to an answer."""
+REOPENED = "study reopened"
+"""In the history: a person asked for an answer."""
 
 
 class Studies:
@@ -93,6 +96,13 @@ class Studies:
             row = connection.execute(_select().where(*waiting).order_by(study.c.last_at, study.c.uid).limit(1)).one_or_none()
         return None if row is None else _record(row)
 
+    def asked_at(self, uid: str) -> datetime | None:
+        """Say since when a study wants its answer: its first image of this round, or a person's later request."""
+        requests = select(func.max(acts.c.at)).where(acts.c.what == REOPENED, acts.c.subject == uid)
+        with self._database.read() as connection:
+            times = connection.scalar(select(study.c.round_at).where(study.c.uid == uid)), connection.scalar(requests)
+        return max((at for at in times if at is not None), default=None)
+
     def recent_errors(self, limit: int = 10) -> list[tuple[datetime, str, str]]:
         """Give (when, study UID, why) of studies and deliveries that did not go on, newest first."""
         stuck = [DeliveryState.HELD, DeliveryState.DEAD]
@@ -122,21 +132,25 @@ class Studies:
 
     # --- moving ------------------------------------------------------------------------------------------------------------
 
-    def complete_due(self, *, quiet_s: float, max_wait_s: float, now: datetime) -> int:
+    def complete_due(self, *, quiet_s: float, max_wait_s: float, now: datetime) -> list[tuple[str, StudyState]]:
         """Move on every study that was quiet for `quiet_s`, or whose first image of this round is `max_wait_s` old.
 
-        To `complete` (to be answered, also when the modality alone holds every image), `learned`, or `quarantined`.
+        To `complete` (to be answered, also when the modality alone holds every image), `learned`, or `quarantined`. Gives the UID
+        and the new state of each.
         """
         due = states.is_due_to_complete(quiet_s=quiet_s, max_wait_s=max_wait_s, now=now)
         if not self._database.has(due):
-            return 0
+            return []
         return self._database.write(lambda connection: states.complete(connection, due, now=now))
 
-    def expire_due(self, *, answer_within_h: float, now: datetime) -> int:
-        """Expire what waits for its answer longer than that, counted from the last image or request; call it before claiming."""
+    def expire_due(self, *, answer_within_h: float, now: datetime) -> list[str]:
+        """Expire what waits for its answer longer than that, counted from the last image or request; call it before claiming.
+
+        Gives the UIDs.
+        """
         due = states.is_due_to_expire(answer_within_h=answer_within_h, now=now)
         if not self._database.has(due):
-            return 0
+            return []
         return self._database.write(lambda connection: states.expire(connection, due, now=now))
 
     def wake_waiting(self, now: datetime) -> int:
@@ -204,7 +218,7 @@ class Studies:
 
         def reopen(connection: Connection) -> None:
             states.reopen(connection, uid, now=now)
-            history.note(connection, by=by, what="study reopened", subject=uid, reason=reason, now=now)
+            history.note(connection, by=by, what=REOPENED, subject=uid, reason=reason, now=now)
 
         self._database.write(reopen)
 
