@@ -34,6 +34,7 @@ from node.keep.catalogue import Catalogue
 from node.pseudonym import SiteKeys
 from node.settings import Settings, load_key
 
+pytestmark = pytest.mark.xdist_group("watched site")  # one worker, so that the site runs once
 DEPLOY = Path(__file__).parents[2] / "deploy"
 SCRAPED = {"job", "instance", "role"}
 """Labels that Prometheus adds, by deploy/prometheus/prometheus.yml."""
@@ -257,6 +258,23 @@ def test_every_figure_of_ours_is_on_the_dashboard_or_in_an_alert(site: Site) -> 
     asked = " ".join(expression for expression, _template in _expressions().values())
     shown = {sample.name for samples in site.scrape().values() for sample in samples if sample.name.startswith("osteon_")}
     assert {name for name in shown if name not in asked and not name.endswith(("_sum", "_count"))} == set()
+
+
+def test_the_dashboard_is_laid_out_for_a_screen() -> None:
+    board = json.loads((DEPLOY / "grafana" / "osteon.json").read_text("utf-8"))
+    panels = _dashboard()
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        at = panel["gridPos"]
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not cells & taken, f"{panel['title']} lies over another panel"
+        assert max(x for x, _y in cells) < 24
+        taken |= cells
+        assert panel["type"] == "row" or panel["targets"]
+    (source,) = [variable["name"] for variable in board["templating"]["list"] if variable["type"] == "datasource"]
+    asked = {target["datasource"]["uid"] for panel in panels for target in panel.get("targets", [])}
+    assert asked == {f"${{{source}}}"}, "the data source is chosen on import"
 
 
 def test_alerts_say_what_to_do() -> None:
