@@ -196,7 +196,6 @@ class Listener:
             log,
             "association rejected",
             level=logging.WARNING,
-            association=_guard(association).id,
             calling_ae=peer.printable(calling),
             called_ae=peer.printable(called),
             address=association.requestor.address,

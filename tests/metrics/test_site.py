@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import re
 import socket
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from time import sleep
 from typing import Any
 from urllib.parse import quote
 
@@ -31,9 +33,11 @@ from node import settings as site_settings
 from node.commands.init import init_site
 from node.demo.pacs import Pacs
 from node.keep.catalogue import Catalogue
+from node.metrics.figures import FRESH_S
 from node.pseudonym import SiteKeys
 from node.settings import Settings, load_key
 
+pytestmark = pytest.mark.xdist_group("watched site")  # one worker, so that the site runs once
 DEPLOY = Path(__file__).parents[2] / "deploy"
 SCRAPED = {"job", "instance", "role"}
 """Labels that Prometheus adds, by deploy/prometheus/prometheus.yml."""
@@ -185,6 +189,33 @@ def test_pages_name_neither_pseudonym_nor_patient(site: Site) -> None:
             assert not re.search(r"OST-|2\.25\.|Patient\d|PID0|ACC0", body), path
 
 
+def test_a_scrape_is_answered_in_full_while_somebody_writes(site: Site) -> None:
+    with closing(sqlite3.connect(site.settings.storage.catalogue.removeprefix("sqlite:///"), isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        try:
+            sleep(FRESH_S)  # what was read before is not told any more
+            shown = site.scrape()
+        finally:
+            writer.execute("ROLLBACK")
+    assert pages.value(shown["reply"], "osteon_studies", state="learned") == 1
+    assert pages.value(shown["receive"], "osteon_images") == 3
+    assert [pages.value(samples, "osteon_scrape_errors_total") for samples in shown.values()] == [0, 0]
+
+
+def test_a_port_in_use_does_not_keep_a_role_from_receiving(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        config = init_site(
+            tmp_path / "site",
+            node={"port": 0, "callers": [{"ae_title": "SENDER", "networks": ["127.0.0.0/8"]}]},
+            metrics={"receive_port": taken.getsockname()[1], "reply_port": 0, "schedule_port": 0},
+        )
+        with running("receive", config=config) as receiver:
+            port = receiver.event("listening")["port"]
+            said = receiver.event("metrics not served")
+            assert (said["level"], said["port"]) == ("error", taken.getsockname()[1])
+            assert send([image()], port=port) == [0]
+
+
 # --- one study in the log --------------------------------------------------------------------------------------------------
 
 
@@ -209,7 +240,6 @@ def test_one_association_can_be_followed(site: Site) -> None:
     assert first == ["association accepted", "instance stored", "instance stored"]
     refused = next(line for line in site.events if line["event"] == "instance refused")
     assert refused["association"] in ids
-    assert next(line for line in site.events if line["event"] == "association rejected")["association"] not in ids
 
 
 # --- what stands in deploy/ ------------------------------------------------------------------------------------------------
@@ -257,6 +287,23 @@ def test_every_figure_of_ours_is_on_the_dashboard_or_in_an_alert(site: Site) -> 
     asked = " ".join(expression for expression, _template in _expressions().values())
     shown = {sample.name for samples in site.scrape().values() for sample in samples if sample.name.startswith("osteon_")}
     assert {name for name in shown if name not in asked and not name.endswith(("_sum", "_count"))} == set()
+
+
+def test_the_dashboard_is_laid_out_for_a_screen() -> None:
+    board = json.loads((DEPLOY / "grafana" / "osteon.json").read_text("utf-8"))
+    panels = _dashboard()
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        at = panel["gridPos"]
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not cells & taken, f"{panel['title']} lies over another panel"
+        assert max(x for x, _y in cells) < 24
+        taken |= cells
+        assert panel["type"] == "row" or panel["targets"]
+    (source,) = [variable["name"] for variable in board["templating"]["list"] if variable["type"] == "datasource"]
+    asked = {target["datasource"]["uid"] for panel in panels for target in panel.get("targets", [])}
+    assert asked == {f"${{{source}}}"}, "the data source is chosen on import"
 
 
 def test_alerts_say_what_to_do() -> None:
