@@ -258,6 +258,7 @@ class _Role:
         told = {
             "schedules": len(self._site.schedule),
             "runs waiting": sum(one.state == "queued" for one in open_runs),
+            "left out": "; ".join(f"{name}: {why}" for name, why in self._timekeeper.troubles.items()),
             "running": ", ".join(str(one.id) for one in open_runs if one.state != "queued"),
         }
         self._catalogue.roles.beat(Role("schedule", self._me.host, self._me.pid, _now(), told))
