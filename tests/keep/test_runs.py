@@ -244,7 +244,11 @@ def test_runs_of_release_0_1_0_stay_listed(database_url: str) -> None:
         assert [run.folder for run in runs] == ["run-1", "run-2", "run-3", "run-4"]
         assert [run.state for run in runs] == ["done", "failed", "interrupted", "interrupted"]
         assert [run.id for run in runs] == [1, 2, 3, 4]
-        assert (runs[0].model_id, runs[0].decision, runs[1].reason) == ("v1", "insufficient evidence", "recipe phantom needs more")
+        assert (runs[0].model_id, runs[0].decision, runs[1].reason) == (
+            "v1",
+            "insufficient evidence",
+            "recipe phantom needs more",
+        )
         assert runs[0].started_at == datetime(1970, 1, 1, 0, 0, 0, 10, tzinfo=UTC)
         assert catalogue.runs.resume(4, by="dr", reason="killed by the upgrade", now=NOW).state is RunState.QUEUED
         catalogue.runs.ask(kind="finetune", recipe="phantom", schedule="nightly", by="dr", reason="", now=NOW)
