@@ -30,6 +30,7 @@ def main(url: str, folder: Path, run: int, tries: int, how: str) -> int:
         catalogue.runs.bind(run, tries, f"run-{run}")
         with (folder / "begun").open("a") as begun:
             begun.write(f"{run} {tries} {os.getpid()}\n")
+        (folder / "environment").write_text("\n".join(os.environ))
         while not (folder / "finish").exists():
             if told and how == "work":
                 catalogue.runs.stop(run, tries, "told to stop", now=datetime.now(UTC))

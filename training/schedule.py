@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -145,8 +146,9 @@ class Timekeeper:
         """Ring no more."""
         if self._bell.running:
             self._bell.shutdown(wait=True)
-        for name in self._times:
-            self._catalogue.timings.plan(name, None)
+        with suppress(Retriable):  # what is shown as planned is then out of date, no more
+            for name in self._times:
+                self._catalogue.timings.plan(name, None)
 
     def ring(self, name: str) -> None:
         """Deal with the newest due time of a schedule that has not been dealt with; older ones are covered by it."""

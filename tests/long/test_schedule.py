@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from time import sleep
 
+import psutil
 import pytest
 from labelled import labelled_site
 from roles import Role, until
@@ -133,6 +134,9 @@ def test_a_run_that_is_told_to_stop_ends_its_epoch_and_a_cancelled_one_is_taken_
         os.kill(first.worker.pid, signal.SIGTERM)
         second = working(catalogue, 2)
         assert second.losses == 0, "a clean stop is no loss: it goes on at once"
+        assert second.worker is not None
+        os.kill(psutil.Process(second.worker.pid).ppid(), signal.SIGKILL)  # torchrun, whose worker has a session of its own
+        assert working(catalogue, 3).losses == 0
         until(lambda: "fold 1" in journal.read_text(), seconds=120)
         osteon("train", "cancel", "1", "--reason", "the labels are wrong", site=site)
         until(lambda: catalogue.runs.get(first.id).state is RunState.CANCELLED, seconds=120)

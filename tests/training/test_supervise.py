@@ -19,7 +19,7 @@ from node.keep.catalogue import Catalogue
 from node.keep.records import Run, RunState, Worker
 from node.settings import load
 from training import machine
-from training.supervise import Supervisor, words_of
+from training.supervise import Supervisor, torchrun, words_of
 
 TRAINER = Path(__file__).parents[1] / "trainer.py"
 QUIET = {"name": "nightly", "every": "1d", "recipe": "phantom", "timezone": "UTC", "when": {"quiet_hours": "07:00-19:00"}}
@@ -113,6 +113,26 @@ def test_a_trainer_leads_a_session_of_its_own(floor: Floor) -> None:
     floor.step_until(floor.begun)
     ((_, _, pid),) = floor.begun()
     assert os.getsid(pid) == pid != os.getsid(0)
+
+
+def test_a_trainer_does_not_get_the_keys_of_the_site(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OSTEON_SITE_KEY", "secret")
+    monkeypatch.setenv("OSTEON_OTHER", "no secret")
+    storage = floor.settings.storage.model_copy(update={"site_key": "env:OSTEON_SITE_KEY"})
+    floor.settings = floor.settings.model_copy(update={"storage": storage})
+    floor.ask()
+    floor.supervisor()
+    floor.step_until((floor.folder / "environment").exists)
+    names = until(lambda: (floor.folder / "environment").read_text().split())
+    assert "OSTEON_OTHER" in names
+    assert "OSTEON_SITE_KEY" not in names
+
+
+def test_a_run_of_a_release_that_kept_no_recipe_goes_on_by_that_of_its_folder(floor: Floor) -> None:
+    run = floor.run(floor.ask())
+    command = torchrun(Path("ae_config.toml"))
+    assert " --recipe phantom --row 1 --try 0" in " ".join(command(run))
+    assert " --run run-7 --row 1 --try 0" in " ".join(command(replace(run, recipe="", folder="run-7")))
 
 
 def test_a_killed_trainer_is_started_again_after_a_while_and_ends(floor: Floor) -> None:
