@@ -206,7 +206,7 @@ class Timekeeper:
         when = schedule.when
         if not when.new_studies and not when.new_labels:
             return ""
-        last = self._catalogue.runs.last_done(schedule.kind, recipe)
+        last = self._catalogue.runs.last_learnt(schedule.kind, recipe)
         since = last.started_at if last else None
         counted = (
             ("studies", when.new_studies, self._catalogue.studies.count_since(since)),
@@ -216,7 +216,7 @@ class Timekeeper:
         if any(there >= wanted for _, wanted, there in asked):
             return ""
         told = " and ".join(f"{there} of {wanted} new {what}" for what, wanted, there in asked)
-        return f"only {told} since {f'the last finished run ({last.folder})' if last else 'the beginning'}"
+        return f"only {told} since {f'run {last.id} began' if last else 'the beginning'}"
 
 
 def recipe_of(schedule: Schedule, settings: Settings) -> str:

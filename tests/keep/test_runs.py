@@ -199,7 +199,9 @@ def test_a_run_is_found_by_number_or_folder(catalogue: Catalogue) -> None:
             catalogue.runs.named(name)
     done = catalogue.runs.get(run.id)
     assert catalogue.runs.last_of("nightly") == done
-    assert catalogue.runs.last_done("finetune", "phantom") is None
+    assert catalogue.runs.last_learnt("finetune", "phantom") == done
+    catalogue.runs.fail(run.id, 1, "no labels", now=NOW)
+    assert catalogue.runs.last_learnt("finetune", "phantom") is None
 
 
 def test_one_run_of_a_schedule_is_asked_for_at_a_time(catalogue: Catalogue) -> None:

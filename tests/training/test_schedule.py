@@ -327,7 +327,14 @@ def test_conditions_count_what_came_since_the_last_finished_run(tmp_path: Path) 
     one.work_off()
     one.at(2026, 11, 4, 3)
     assert len(one.due()) == 1
-    assert one.said() == "passed over: only 0 of 3 new studies and 0 of 2 new labels since the last finished run (folder-1)"
+    assert one.said() == "passed over: only 0 of 3 new studies and 0 of 2 new labels since run 1 began"
+    one.catalogue.runs.ask(kind="finetune", recipe="phantom", schedule="nightly", by="me", reason="", now=one.now)
+    running = one.catalogue.runs.lease(devices="d", host="h", ready=lambda run: True, now=one.now, until=one.now)
+    assert running is not None
+    one.at(2026, 11, 4, 10)
+    one.at(2026, 11, 5, 3)
+    assert "since run 2 began" in one.said(), "what a run under way has begun with is not new"
+    one.catalogue.runs.fail(running.id, running.tries, "a test", now=one.now)
     import labelled
 
     labelled.NOW, before = one.now, labelled.NOW
@@ -336,8 +343,8 @@ def test_conditions_count_what_came_since_the_last_finished_run(tmp_path: Path) 
             say(config, put(config, patient), CLASSES[0])
     finally:
         labelled.NOW = before
-    one.at(2026, 11, 5, 3)
-    assert len(one.due()) == 2, "two new labels suffice, though only two studies are new"
+    one.at(2026, 11, 6, 3)
+    assert len(one.due()) == 3, "two new labels suffice, though only two studies are new"
     one.running.pop().end()
     one.catalogue.close()
 
