@@ -56,6 +56,7 @@ def train(config: Path, recipe: str = "", continued: str = "", leased: tuple[int
     ticket = cycle.Ticket(*leased) if leased else None
     with stop_on_signals() as stop, progress:
         if ticket:
+            signal.signal(signal.SIGTERM, lambda *_: stop.set())  # torchrun hands on what it got: the second one is no insistence
             _end_with_parent(stop)
         try:
             outcome = cycle.run(

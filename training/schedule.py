@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -26,10 +27,11 @@ from models.errors import Retriable
 from node import timetable
 from node.errors import NotFound
 from node.keep.catalogue import Catalogue
+from node.keep.catalogue.states import FAR
 from node.keep.catalogue.timings import switch
 from node.logs import event, safe_message
 from node.settings import Schedule, Settings
-from training.recipe import named
+from training.recipe import NoSuchRecipe, named
 
 log = logging.getLogger("osteon.schedule")
 
@@ -50,7 +52,7 @@ class Times(BaseTrigger):  # type: ignore[misc]
     def after(self, moment: datetime) -> datetime | None:
         """Give the first due time later than `moment`, in UTC."""
         if self._every is not None:
-            return self._since + max(1, (moment - self._since) // self._every + 1) * self._every
+            return self._since + ((moment - self._since) // self._every + 1) * self._every
         assert self._cron is not None  # noqa: S101 - the settings see to it that a schedule has one of the two
         wall = moment.astimezone(self.zone).replace(tzinfo=UTC, fold=0)
         while (wall := self._cron.get_next_fire_time(None, wall)) is not None:
@@ -109,19 +111,22 @@ class Timekeeper:
         self._schedules = {one.name: one for one in settings.schedule}
         self._times: dict[str, Times] = {}
         self._again: set[str] = set()
+        self.troubles: dict[str, str] = {}
+        """Why a schedule is not run, by name."""
         self._bell = BackgroundScheduler(timezone=UTC, executors={"default": ThreadPoolExecutor(1)})
 
     def begin(self) -> None:
         """Take up every schedule where it was left, make up for what was missed, and ring from now on.
 
-        Raises
-        ------
-        NoSuchRecipe
-            A schedule names a recipe that there is not.
+        A schedule whose recipe is unknown is left out and told of: reception must not end for it.
         """
-        for schedule in self._schedules.values():
-            named(recipe_of(schedule, self._settings))
         for name, schedule in self._schedules.items():
+            try:
+                named(recipe_of(schedule, self._settings))
+            except NoSuchRecipe as error:
+                self.troubles[name] = str(error)
+                event(log, "schedule left out", level=logging.ERROR, schedule=name, error=str(error))
+                continue
             self._times[name] = self._take_up(schedule)
             self.ring(name)
             self._bell.add_job(
@@ -141,8 +146,9 @@ class Timekeeper:
         """Ring no more."""
         if self._bell.running:
             self._bell.shutdown(wait=True)
-        for name in self._times:
-            self._catalogue.timings.plan(name, None)
+        with suppress(Retriable):  # what is shown as planned is then out of date, no more
+            for name in self._times:
+                self._catalogue.timings.plan(name, None)
 
     def ring(self, name: str) -> None:
         """Deal with the newest due time of a schedule that has not been dealt with; older ones are covered by it."""
@@ -159,8 +165,12 @@ class Timekeeper:
         """Say in the catalogue what comes next, ring again where the store was busy, and notice a clock that was set."""
         for name in tuple(self._again):
             self.ring(name)
+        now = self._now()
         for name, times in self._times.items():
-            self._catalogue.timings.plan(name, times.after(self._now()))
+            known = self._catalogue.timings.get(name)
+            if known is not None and known.considered_at > now + FAR:
+                self._catalogue.timings.rewind(name, now)
+            self._catalogue.timings.plan(name, times.after(now))
         self._bell.wakeup()
 
     def _take_up(self, schedule: Schedule) -> Times:
@@ -196,7 +206,7 @@ class Timekeeper:
         when = schedule.when
         if not when.new_studies and not when.new_labels:
             return ""
-        last = self._catalogue.runs.last_done(schedule.kind, recipe)
+        last = self._catalogue.runs.last_learnt(schedule.kind, recipe)
         since = last.started_at if last else None
         counted = (
             ("studies", when.new_studies, self._catalogue.studies.count_since(since)),
@@ -206,7 +216,7 @@ class Timekeeper:
         if any(there >= wanted for _, wanted, there in asked):
             return ""
         told = " and ".join(f"{there} of {wanted} new {what}" for what, wanted, there in asked)
-        return f"only {told} since {f'the last finished run ({last.folder})' if last else 'the beginning'}"
+        return f"only {told} since {f'run {last.id} began' if last else 'the beginning'}"
 
 
 def recipe_of(schedule: Schedule, settings: Settings) -> str:

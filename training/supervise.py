@@ -84,13 +84,24 @@ class Supervisor:
         with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as words:
             try:
                 trainer = subprocess.Popen(
-                    self._command(run), stdin=subprocess.DEVNULL, stdout=words, stderr=words, start_new_session=True
+                    self._command(run),
+                    stdin=subprocess.DEVNULL,
+                    stdout=words,
+                    stderr=words,
+                    start_new_session=True,
+                    env=self._environment(),
                 )
             except OSError as error:
                 self._catalogue.runs.lose(run.id, run.tries, f"cannot be started ({error.strerror})", now=self._now())
                 return
         self._started[run.id, run.tries] = trainer
         event(log, "trainer started", run=run.id, tries=run.tries, kind=run.kind, recipe=run.recipe, pid=trainer.pid)
+
+    def _environment(self) -> dict[str, str]:
+        """Keep the site's keys from the trainer, where the environment holds them: it has no use for identities."""
+        storage = self._settings.storage
+        keys = {place.removeprefix("env:") for place in (storage.site_key, storage.vault_key) if place.startswith("env:")}
+        return {name: value for name, value in os.environ.items() if name not in keys}
 
     def _bury(self) -> None:
         """Take leave of the trainers that ended; one that never named itself could not begin."""

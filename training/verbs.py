@@ -45,7 +45,10 @@ def run(
     config: Config = DEFAULT_CONFIG,
     recipe: Annotated[str, typer.Option(help="Name of the recipe; default: [training] recipe.")] = "",
 ) -> None:
-    """Fine-tune, export, evaluate and let the gate decide; the model goes into service only if the gate says so."""
+    """Fine-tune, export, evaluate and let the gate decide; the model goes into service only if the gate says so.
+
+    Ctrl-C ends the run after its epoch, a second one at once; `osteon train resume` takes it up again.
+    """
     from training.__main__ import train
 
     train(config, recipe)
@@ -258,6 +261,7 @@ class _Role:
         told = {
             "schedules": len(self._site.schedule),
             "runs waiting": sum(one.state == "queued" for one in open_runs),
+            "left out": "; ".join(f"{name}: {why}" for name, why in self._timekeeper.troubles.items()),
             "running": ", ".join(str(one.id) for one in open_runs if one.state != "queued"),
         }
         self._catalogue.roles.beat(Role("schedule", self._me.host, self._me.pid, _now(), told))

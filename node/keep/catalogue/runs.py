@@ -262,9 +262,11 @@ class Runs:
         """Give the newest run of a schedule."""
         return next(reversed(self._where(run.c.schedule == schedule)), None)
 
-    def last_done(self, kind: str, recipe: str) -> Run | None:
-        """Give the newest finished run of this kind and recipe: what came after its start is new to the next one."""
-        return next(reversed(self._where(run.c.state == RunState.DONE, run.c.kind == kind, run.c.recipe == recipe)), None)
+    def last_learnt(self, kind: str, recipe: str) -> Run | None:
+        """Give the newest run of this kind and recipe that is done or under way: what came after its start is new."""
+        learnt = run.c.state.in_((RunState.DONE, *BUSY))
+        found = self._where(learnt, run.c.kind == kind, run.c.recipe == recipe)
+        return max(found, key=lambda one: one.started_at or one.state_at, default=None)
 
     def _where(self, *conditions: ColumnElement[bool]) -> _Runs:
         with self._database.read() as connection:

@@ -72,6 +72,11 @@ class Timings:
         """Deal with a due time by passing it over."""
         return self._database.write(lambda connection: _consider(connection, name, due_at, f"passed over: {why}", now))
 
+    def rewind(self, name: str, now: datetime) -> None:
+        """Count from now, for the clock was set back by days: what was dealt with lies in a time that is still to come."""
+        entry = update(timing).where(timing.c.name == name, timing.c.considered_at > now)
+        self._database.write(lambda connection: connection.execute(entry.values(considered_at=now)))
+
     def plan(self, name: str, next_at: datetime | None) -> None:
         """Say when a schedule is due next; None when no scheduler runs it any more."""
         known = self.get(name)
@@ -96,9 +101,7 @@ def switch(name: str) -> str:
 
 def _consider(connection: Connection, name: str, due_at: datetime, said: str, now: datetime) -> bool:
     """Note that a due time was dealt with; False when somebody else has done so."""
-    earlier = timing.c.considered_at < due_at
-    ahead = timing.c.considered_at > now  # the clock was set back since
-    entry = update(timing).where(timing.c.name == name, earlier | ahead)
+    entry = update(timing).where(timing.c.name == name, timing.c.considered_at < due_at)
     return connection.execute(entry.values(considered_at=due_at, said=said, said_at=now)).rowcount == 1
 
 
