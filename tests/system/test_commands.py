@@ -25,7 +25,10 @@ from node.keep.records import Role
 from node.receive.intake import Intake
 from node.settings import Settings
 
-VERBS = ("init", "check", "serve", "receive", "reply", "status", "labels", "models", "train", "quarantine", "delivery", "demo")
+VERBS = (
+    *("init", "check", "serve", "receive", "reply", "status", "labels", "models", "train", "quarantine", "delivery", "demo"),
+    *("history", "patients", "vault"),
+)
 HEAVY = (
     "torch",
     "torchvision",
@@ -139,7 +142,7 @@ def test_a_study_to_be_learned_from_is_not_answered_by_hand_either(site: Path) -
     image = study(patient=1, images=1)[0]
     with opened(settings) as intake:
         hand_in(intake, image, called="OSTEON_LEARN")
-    done = osteon("reply", "study", image.StudyInstanceUID, "--config", str(site), check=False)
+    done = osteon("reply", "study", image.StudyInstanceUID, "--reason", "a test", "--config", str(site), check=False)
     assert done.returncode == 2
     assert "learned from" in done.stderr
 
