@@ -230,6 +230,10 @@ class Vault:
             study=known.study,
         )
 
+    def knows(self, study_uid: str) -> bool:
+        """Say whether the study has an identity here."""
+        return self._database.has(STUDIES.c.study_uid == study_uid)
+
     def instances(self, study_uid: str) -> list[Identity]:
         """Give the identity of every instance of a study, by pseudonymous UID; patient and study elements are the study's."""
         with self._database.read() as connection:

@@ -14,9 +14,12 @@ from typing import Any
 
 import pytest
 import tiny_model
+from alembic import command
+from alembic.config import Config
 from labelled import pid as made_pid
 from labelled import put, say, settings_of
 from roles import hand_in
+from sqlalchemy import create_engine, make_url, text
 from studies import image, pixels
 from test_custody import everything
 from typer.testing import CliRunner
@@ -31,6 +34,7 @@ from node.keep import frozen
 from node.keep.archive import Archive
 from node.keep.cache import Cache
 from node.keep.catalogue import Catalogue
+from node.keep.catalogue.schema import MIGRATIONS
 from node.keep.records import Instance, Person, Purpose
 from node.receive.intake import Intake, Taken
 from training import corpus
@@ -132,6 +136,25 @@ def test_nobody_is_merged_with_nobody(catalogue: Catalogue) -> None:
     with pytest.raises(NotMergeable, match="no image of either"):
         catalogue.patients.merge(B, C, named_by="", **WHO)  # type: ignore[arg-type]
     assert catalogue.history.acts() == []
+
+
+def test_in_a_catalogue_of_before_everybody_is_a_person_alone(database_url: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    url = make_url(database_url)
+    if url.get_backend_name() == "sqlite" and url.database:
+        Path(url.database).parent.mkdir(mode=0o700)
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        before = text("INSERT INTO patient (pid, locked, first_at) VALUES (:pid, :locked, 1)")
+        connection.execute(before, [{"pid": A, "locked": True}, {"pid": B, "locked": False}])
+    engine.dispose()
+    with Catalogue.open(database_url) as opened:
+        assert opened.patients.person(A) == Person(A, frozenset({A}))
+        assert opened.patients.person(B) == Person(B, frozenset({B}))
+        assert opened.instances.locked_patients() == {A}
 
 
 # --- images after a merge --------------------------------------------------------------------------------------------------

@@ -342,6 +342,8 @@ def test_who_may_have_been_learned_from_leaves_the_locked_set_with_the_study(sit
     osteon("release", held_id, "--as-patient", right, "--reason", "x", "--yes", site=site)
     with Custody.open(settings.load(site).storage) as stores:
         assert right not in stores.catalogue.instances.locked_patients()
+        (act,) = stores.catalogue.history.acts(subject=held_id)
+        assert act.what == "quarantine: released as patient of the newcomer"
         assert "left the locked set" in {act.what for act in stores.catalogue.history.acts(subject=right)}
 
 
