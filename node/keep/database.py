@@ -54,8 +54,8 @@ GROUP_MAX = 256
 """Writes of one commit at most."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_VERSION = Table("alembic_version", MetaData(), Column("version_num", String(32), primary_key=True))
-"""Alembic's own table; read without importing Alembic."""
+VERSION = Table("alembic_version", MetaData(), Column("version_num", String(32), primary_key=True))
+"""Alembic's own table; read without importing Alembic. It has a row in every migrated database."""
 _MIGRATION_LOCK = 0x05E0
 """Key of PostgreSQL's advisory lock under which one process at a time migrates."""
 
@@ -202,9 +202,9 @@ class Database:
         def is_current(connection: Connection) -> bool:
             if migrations is None:
                 return all(connection.dialect.has_table(connection, name) for name in metadata.tables)
-            if not connection.dialect.has_table(connection, _VERSION.name):
+            if not connection.dialect.has_table(connection, VERSION.name):
                 return False
-            return list(connection.scalars(select(_VERSION.c.version_num))) == [head]
+            return list(connection.scalars(select(VERSION.c.version_num))) == [head]
 
         def bring(connection: Connection) -> None:
             if connection.dialect.name == "postgresql":

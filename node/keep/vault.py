@@ -119,6 +119,11 @@ class Vault:
             sealed = connection.scalar(select(META.c.sealed).where(META.c.name == CANARY))
         return None if sealed is None else key_id(bytes(sealed))
 
+    @staticmethod
+    def is_full(url: str) -> bool:
+        """Say whether the vault at `url` knows anybody; the look makes and changes nothing."""
+        return has_rows(url, STUDIES)
+
     def require_key(self) -> None:
         """Make sure that this process still holds the key of the vault: call it before anything else is sealed with it.
 
