@@ -85,7 +85,7 @@ def _rows(stores: Custody, advance: Callable[[int], None]) -> Iterator[str]:
         )
         if keys.uid(original) != pseudonym:
             yield f"{told}: what is in it belongs to another pseudonym; restore the vault from its backup"
-        elif row.sop_uid and row.study_uid not in studies:
+        elif row.sop_uid and row.study_uid not in studies and not stores.vault.knows(row.study_uid):  # it may have come since
             yield f"{told}: its study has no identity; send the study again"
         elif not row.sop_uid:
             yield from _whose(stores.catalogue, row.study_uid, row.identity.pid, told)
@@ -113,6 +113,8 @@ def _held(stores: Custody, held: Iterable[str], advance: Callable[[int], None]) 
         advance(1)
     listed = {one.id for one, _at in stores.catalogue.instances.held()}
     for gone in sorted(listed - set(stores.quarantine.ids())):
+        if stores.catalogue.instances.held_one(gone) is None:  # a person decided meanwhile
+            continue
         yield f"quarantine: {gone}: its file is gone; restore it from its backup, or discard it and have it sent again"
 
 

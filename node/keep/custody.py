@@ -19,6 +19,11 @@ from node.settings import Storage, load_key
 
 SITE_FLAG = "site key"
 """The catalogue's note of the site key under which its pseudonyms were made: a value derived one way."""
+_NO_CATALOGUE = (
+    "the catalogue is not there or empty, while the vault knows patients: a new one would know neither results nor merges nor "
+    "who is locked. Restore the catalogue from its backup, or correct [storage] catalogue; is it lost for good, begin a new site "
+    "in another directory"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +65,18 @@ class Custody:
         vault = Vault.open(storage.vault, vault_key)
         try:
             vault.check_site(fingerprint(keys))
+            knows_patients = Vault.is_full(storage.vault)
+            if knows_patients and not Catalogue.is_there(storage.catalogue):
+                raise LostStore(_NO_CATALOGUE)
             catalogue = Catalogue.open(storage.catalogue)
         except BaseException:
             vault.close()
             raise
         try:
             check_site(keys, catalogue)
+            is_noted = catalogue.roles.flag(SITE_FLAG) is not None
+            if knows_patients and not is_noted and not Catalogue.is_full(storage.catalogue):  # a verb made it, on the spot
+                raise LostStore(_NO_CATALOGUE)
             catalogue.roles.remember_flag(SITE_FLAG, fingerprint(keys))
             return cls(keys, vault, Quarantine(storage.root / "quarantine", vault_key), catalogue)
         except BaseException:

@@ -49,11 +49,13 @@ class Quarantine:
         durable.sync_folder(self.folder)
 
     def opens(self, held_id: str) -> bool:
-        """Say whether the file opens with this key and is whole."""
+        """Say whether the file opens with this key and is whole; one that a person discarded meanwhile is not in the way."""
         try:
             self.read(held_id)
         except (BadKey, Tampered):
             return False
+        except NotFound:
+            pass
         return True
 
     def reseal(self, held_id: str, new: Seal) -> None:

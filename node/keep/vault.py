@@ -119,6 +119,11 @@ class Vault:
             sealed = connection.scalar(select(META.c.sealed).where(META.c.name == CANARY))
         return None if sealed is None else key_id(bytes(sealed))
 
+    @staticmethod
+    def is_full(url: str) -> bool:
+        """Say whether the vault at `url` knows anybody; the look makes and changes nothing."""
+        return has_rows(url, STUDIES)
+
     def require_key(self) -> None:
         """Make sure that this process still holds the key of the vault: call it before anything else is sealed with it.
 
@@ -229,6 +234,10 @@ class Vault:
             patient=known.patient,
             study=known.study,
         )
+
+    def knows(self, study_uid: str) -> bool:
+        """Say whether the study has an identity here."""
+        return self._database.has(STUDIES.c.study_uid == study_uid)
 
     def instances(self, study_uid: str) -> list[Identity]:
         """Give the identity of every instance of a study, by pseudonymous UID; patient and study elements are the study's."""

@@ -242,12 +242,12 @@ class Intake:
         study = self.catalogue.studies.get(held.study_uid)
         arrival = _arrival_of(file, held, study.purpose if study else held.purpose)  # it may have been sent again meanwhile
         try:
+            decision = "released"
             if whose:
-                self._settle_whose(held, file, whose, by=by, reason=reason)
+                decision += f" as patient of the {self._settle_whose(held, file, whose, by=by, reason=reason)}"
             taken, told = self._shelve(_pseudonymised(file, self.keys, self.rules), arrival, overruled=RELEASABLE)
         except _HoldIt as hold:
             raise NotReleasable(f"{hold.reason.value}: {hold.detail}; mend it at its source and send it again") from None
-        decision = f"released as patient of the {whose if whose == NEWCOMER else STUDY}" if whose else "released"
         self.catalogue.instances.unhold(held_id, by=by, reason=reason, decision=decision, now=_now())
         self.quarantine.discard(held_id)
         event(log, "instance released", **told, outcome=taken.value, held=held_id, reason=held.reason.value)
@@ -263,8 +263,13 @@ class Intake:
             or whose not in self.catalogue.patients.person(self.catalogue.patients.whose(found[0].study_uid)).pseudonyms
         )
 
-    def _settle_whose(self, held: Held, file: FileDataset, whose: str, *, by: str, reason: str) -> None:
+    def _settle_whose(self, held: Held, file: FileDataset, whose: str, *, by: str, reason: str) -> str:
         """Make image and study name one patient, as a person decided: the study's is written into the image, or the other way.
+
+        Returns
+        -------
+        str
+            Which of the two it was: `STUDY` or `NEWCOMER`.
 
         Raises
         ------
@@ -283,13 +288,14 @@ class Intake:
         own = None if held.reason is Hold.PATIENT_ID else _pseudonymised(file, self.keys, self.rules)
         if whose == STUDY or whose in self.catalogue.patients.person(identity.pid).pseudonyms:
             as_patient(file, identity)
-        elif own is not None and (whose == NEWCOMER or whose in self.catalogue.patients.person(own.instance.pid).pseudonyms):
+            return STUDY
+        if own is not None and (whose == NEWCOMER or whose in self.catalogue.patients.person(own.instance.pid).pseudonyms):
             self._correct_study(own, identity.pid, by=by, reason=reason)
-        else:
-            raise NotReleasable(
-                "this is neither the patient of the study nor the one the image names; `osteon patients merge` if two of them "
-                "are one person"
-            )
+            return NEWCOMER
+        raise NotReleasable(
+            "this is neither the patient of the study nor the one the image names; `osteon patients merge` if two of them are "
+            "one person"
+        )
 
     def _correct_study(self, right: Pseudonymised, wrong_pid: str, *, by: str, reason: str) -> None:
         """Give a study that came under a wrong patient first to the patient whom a later image names.

@@ -47,8 +47,8 @@ STATUS: dict[type[BaseException], int] = {
     # The node's own trouble, which its operator can mend: the peer may come again.
     OSError: OUT_OF_RESOURCES,
     BadKey: OUT_OF_RESOURCES,
-    RotationUnfinished: OUT_OF_RESOURCES,
     LostStore: OUT_OF_RESOURCES,
+    RotationUnfinished: OUT_OF_RESOURCES,
     BadSettings: OUT_OF_RESOURCES,
     Tampered: OUT_OF_RESOURCES,
     Retriable: OUT_OF_RESOURCES,

@@ -90,6 +90,15 @@ def empty_vault(site: Path) -> None:
     (site.parent / "data/vault/vault.db").write_bytes(b"")
 
 
+def no_catalogue(site: Path) -> None:
+    (site.parent / "data/catalogue/catalogue.db").unlink()
+
+
+def new_catalogue(site: Path) -> None:
+    no_catalogue(site)
+    CliRunner().invoke(build(), ["status", "--config", str(site)], catch_exceptions=False)
+
+
 def archive_alone(site: Path) -> None:
     no_vault(site)
     (site.parent / "data/catalogue/catalogue.db").unlink()
@@ -107,6 +116,8 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "wrong vault key": (wrong_vault, "not the key that sealed this vault"),
     "vault lost": (no_vault, "the vault is empty or not there, while the catalogue is not.*Restore the vault"),
     "vault emptied": (empty_vault, "the vault is empty or not there, while the catalogue is not"),
+    "catalogue lost": (no_catalogue, "the catalogue is not there or empty, while the vault knows.*Restore the catalogue"),
+    "catalogue made anew by a verb": (new_catalogue, "the catalogue is not there or empty, while the vault knows"),
     "archive alone": (archive_alone, "the vault is empty or not there, while the archive is not"),
 }
 STARTS: dict[str, tuple[str, ...]] = {

@@ -159,7 +159,7 @@ def test_a_study_to_be_learned_from_is_not_answered_by_hand_either(site: Path) -
     image = study(patient=1, images=1)[0]
     with opened(settings) as intake:
         hand_in(intake, image, called="OSTEON_LEARN")
-    done = osteon("reply", "study", image.StudyInstanceUID, "--config", str(site), check=False)
+    done = osteon("reply", "study", image.StudyInstanceUID, "--reason", "a test", "--config", str(site), check=False)
     assert done.returncode == 2
     assert "learned from" in done.stderr
 

@@ -25,6 +25,7 @@ from models import durable
 from models.errors import Final
 from models.registry import Registry
 from node.errors import NoSpace, NotFound, Occupied, WrongState
+from node.keep import frozen
 from node.keep.catalogue import Catalogue
 from node.keep.records import RunState
 from training import checkpoint, cycle, machine, promote
@@ -399,3 +400,25 @@ def test_sigterm_ends_a_trainer_in_good_order_with_a_code_of_its_own(tmp_path: P
 def test_the_verbs_do_not_load_torch_before_a_run() -> None:
     code = "import sys, training.verbs; sys.exit(bool({'torch', 'sklearn', 'matplotlib', 'sqlalchemy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.long
+def test_a_witness_who_was_merged_with_somebody_learned_from_is_none_any_more(tmp_path: Path) -> None:
+    """The run had frozen its lists with the one in the training part, the other in the locked one."""
+    site = labelled_site(tmp_path, patients=24, is_locked=lambda patient: patient in IS_LOCKED)
+    with pytest.raises(KeyboardInterrupt):
+        run(site, heard=Heard(stop_in="refit"))
+    root = settings_of(site).storage.root
+    gone, kept = pid(3), pid(1)
+    with Catalogue.open(settings_of(site).storage.catalogue) as catalogue:
+        row = catalogue.runs.last()
+        assert row is not None
+        named_by = frozen.naming(root, {gone, kept})
+        assert named_by == f"the corpus of run {row.folder}"
+        catalogue.patients.merge(gone, kept, named_by=named_by, by="someone", reason="HIS merge", now=NOW)
+    ended = run(site, run_id=row.folder)
+    witnesses = set(read(ended, "predictions.json")[cycle.LOCKED]["patients"])
+    assert witnesses == {pid(patient) for patient in IS_LOCKED} - {gone}
+    learned_from = {sample["pid"] for sample in read(ended, "corpus.json")["training"]}
+    assert kept in learned_from
+    assert not learned_from & witnesses

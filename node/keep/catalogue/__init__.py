@@ -18,7 +18,7 @@ from node.keep.catalogue.runs import Runs
 from node.keep.catalogue.schema import HEAD, MIGRATIONS, metadata, patient, study
 from node.keep.catalogue.studies import Studies
 from node.keep.catalogue.timings import Timings
-from node.keep.database import Database, has_rows
+from node.keep.database import REVISION, Database, has_rows
 
 __all__ = ["Catalogue"]
 
@@ -44,6 +44,11 @@ class Catalogue:
     def open(cls, url: str) -> Catalogue:
         """Open the catalogue, made or migrated when need be; see `Database.open` for what it raises."""
         return cls(Database.open(url, metadata, migrations=MIGRATIONS, head=HEAD))
+
+    @staticmethod
+    def is_there(url: str) -> bool:
+        """Say whether there is a catalogue at `url`, be it empty; the look makes and changes nothing."""
+        return has_rows(url, REVISION)
 
     @staticmethod
     def is_full(url: str) -> bool:
