@@ -31,6 +31,8 @@ from node.settings import Settings, load_key
 def osteon(*arguments: str, code: int = 0) -> str:
     """Run the command line in this process and give what it said."""
     done = CliRunner().invoke(command.build(), arguments)
+    if done.exception is not None and not isinstance(done.exception, OsteonError | SystemExit):
+        raise done.exception
     error = done.exception if isinstance(done.exception, OsteonError) else None
     ended = 2 if error else done.exit_code  # as `main` ends
     assert ended == code, f"{ended}: {done.output} {done.exception!r}"
