@@ -31,6 +31,8 @@ from node.settings import Settings, load_key
 def osteon(*arguments: str, code: int = 0) -> str:
     """Run the command line in this process and give what it said."""
     done = CliRunner().invoke(command.build(), arguments)
+    if done.exception is not None and not isinstance(done.exception, OsteonError | SystemExit):
+        raise done.exception
     error = done.exception if isinstance(done.exception, OsteonError) else None
     ended = 2 if error else done.exit_code  # as `main` ends
     assert ended == code, f"{ended}: {done.output} {done.exception!r}"
@@ -114,10 +116,12 @@ class Machine:
         return self.osteon("restore", str(one.folder), code=code)
 
 
-def machine(folder: Path, pacs: Pacs, **sections: Mapping[str, Any]) -> Machine:
+def machine(folder: Path, pacs: Pacs, *, node: Mapping[str, Any] | None = None, **sections: Mapping[str, Any]) -> Machine:
+    """Make a machine whose results go to `pacs`; `sections` as for `init_site`."""
+    callers = [{"ae_title": "SENDER", "networks": ["127.0.0.0/8"], "purpose": "answer"}]
     init_site(
         folder,
-        node={"port": 0, "callers": [{"ae_title": "SENDER", "networks": ["127.0.0.0/8"], "purpose": "answer"}]},
+        node={"port": 0, "callers": callers, **(node or {})},
         pacs=[{"name": "main", "ae_title": pacs.ae_title, "host": "127.0.0.1", "port": pacs.port}],
         completion={"quiet_s": 0.0},
         **sections,
@@ -125,8 +129,9 @@ def machine(folder: Path, pacs: Pacs, **sections: Mapping[str, Any]) -> Machine:
     return Machine(folder, pacs)
 
 
-def other_modality(patient: int) -> Dataset:
-    image = study(patient=patient, images=1)[0]
+def other_modality(patient: int, **options: object) -> Dataset:
+    """Make an image that goes to the quarantine."""
+    image = study(patient=patient, images=1, **options)[0]
     image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
     image.Modality = "OT"
     return image

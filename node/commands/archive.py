@@ -63,11 +63,11 @@ def repair(
 ) -> None:
     """Mend what can be mended without guessing, and say what a person has to do; exit code 1 while that is something."""
     from node import settings
-    from node.keep import reconcile
+    from node.keep import reconcile, turns
 
     site = settings.load(config)
     saved = _set(site, against)
-    with _opened(site) as (stores, vault):
+    with _opened(site) as (stores, vault), turns.looking(site.storage.root):
         known = _known(saved)
         found = _findings(stores, known, quick=False)
         means = _means(site, stores, vault, saved, known)

@@ -163,7 +163,8 @@ Next:
   2. osteon archive verify{given}
   3. osteon archive repair{given}
   4. osteon serve{given}
-  5. Send again what the PACS sent since {made}; then let results leave:
+  5. Send again what the PACS sent since {made}: to {site.node.learn_ae_title} what has its result in the PACS already, the rest
+     to {site.node.ae_title}. Then let results leave:
      osteon reply resume --reason "restored"{given}""")
 
 

@@ -31,7 +31,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sqlalchemy import Connection, MetaData
+from sqlalchemy import Connection, MetaData, delete
 
 import node
 from models import durable
@@ -39,7 +39,7 @@ from models.errors import Final, Tampered
 from node.errors import BadKey, BadSettings, NoSpace, NotEmpty, NotFound, disk_full_said
 from node.keep import dump, turns
 from node.keep.catalogue import history, states
-from node.keep.catalogue.schema import MIGRATIONS, flag
+from node.keep.catalogue.schema import MIGRATIONS, flag, role
 from node.keep.catalogue.schema import metadata as catalogue_tables
 from node.keep.catalogue.schema import study as studies
 from node.keep.database import Database, put_row
@@ -477,6 +477,7 @@ def _put_rows(
     def load(connection: Connection) -> None:
         dump.load(connection, one.folder / file, tables, migrations)
         if file == CATALOGUE:
+            connection.execute(delete(role))  # processes of the lost machine
             put_row(connection, flag, name="answers", value="paused")
             told_why = f"unanswered when the backup of {one.made_at:%Y-%m-%d %H:%M} UTC was made, maybe answered since: "
             states.set_aside(connection, reason=told_why + "`osteon reply study` answers it by hand", now=now)

@@ -49,6 +49,7 @@ def write(database: Database, tables: MetaData, path: Path, *, mode: int = 0o600
         with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=5, mtime=0) as out, database.read() as connection:
             if connection.dialect.name == "postgresql":  # each statement would see a state of its own
                 connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+            _take_your_time(connection)
             out.write(_line({"revision": _revision(connection)}))
             for each in tables.sorted_tables:
                 counts[each.name] = _write_table(connection, each, out)
@@ -62,6 +63,20 @@ def rows(path: Path, name: str) -> Iterator[Row]:
     for told, found in _tables(path):
         if told["table"] == name:
             yield from found
+
+
+def revision(path: Path) -> str:
+    """Say of which revision the tables of a dump are; "" when they have none.
+
+    Raises
+    ------
+    Tampered
+        It is no dump.
+    """
+    first = next(_lines(path), None)
+    if not isinstance(first, dict) or "revision" not in first:
+        raise Tampered(f"{path.name} is no dump of a database; take another set")
+    return str(first["revision"])
 
 
 def load(connection: Connection, path: Path, tables: MetaData, migrations: Path | None = None) -> None:
@@ -79,12 +94,13 @@ def load(connection: Connection, path: Path, tables: MetaData, migrations: Path 
     Final
         A newer Osteon wrote it.
     """
+    _take_your_time(connection)
     tables.drop_all(connection)
     if migrations is None:
         tables.create_all(connection)
     else:
         REVISION.drop(connection, checkfirst=True)
-        migrate(connection, migrations, revision=_first(path)["revision"])
+        migrate(connection, migrations, revision=revision(path))
     for told, found in _tables(path):
         target = _bare(told["table"], {name: LargeBinary() if name in told["bytes"] else None for name in told["columns"]})
         while chunk := list(islice(found, CHUNK)):
@@ -110,6 +126,13 @@ def size(database: Database) -> int:
             return int(connection.scalar(text("SELECT pg_database_size(current_database())")) or 0)
         pages, page = (connection.scalar(text(f"PRAGMA {name}")) or 0 for name in ("page_count", "page_size"))
         return int(pages) * int(page)
+
+
+def _take_your_time(connection: Connection) -> None:
+    """Let a transaction over large tables take as long as it takes."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+        connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
 
 
 def _write_table(connection: Connection, each: Table, out: gzip.GzipFile) -> int:
@@ -156,13 +179,6 @@ def _tables(path: Path) -> Iterator[tuple[dict[str, Any], Iterator[Row]]]:
         yield told, its
         for _passed_over in its:
             pass
-
-
-def _first(path: Path) -> dict[str, Any]:
-    first = next(_lines(path), None)
-    if not isinstance(first, dict) or "revision" not in first:
-        raise Tampered(f"{path.name} is no dump of a database; take another set")
-    return first
 
 
 def _lines(path: Path) -> Iterator[Any]:

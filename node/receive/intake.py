@@ -33,7 +33,16 @@ from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID
 
 from node import peer
-from node.errors import IdentityConflict, NotAsAnnounced, NotFound, NotReleasable, NotUnderstood, PixelConflict, Refused
+from node.errors import (
+    IdentityConflict,
+    NotAsAnnounced,
+    NotFound,
+    NotReleasable,
+    NotUnderstood,
+    PixelConflict,
+    Refused,
+    StoreBusy,
+)
 from node.keep import frozen
 from node.keep.archive import Archive, filed_as, is_same_image
 from node.keep.catalogue import Catalogue
@@ -355,7 +364,7 @@ class Intake:
             age_years, sex = found.instance.age_years, found.instance.sex
             if (known.age_years, known.sex) != (age_years, sex):  # the next answer asks for the corrected age
                 self.catalogue.instances.correct(known.sop_uid, age_years=age_years, sex=sex)
-            self.catalogue.instances.seen_again(known.sop_uid, purpose=arrival.purpose, calling_ae=arrival.calling_ae, now=_now())
+            self._seen_again(known, arrival)
             return Taken.KNOWN, told
         self._remember(found)  # also what will be held: it must be of the same patient, and may be answered "not applicable"
         if found.hold is not None and found.hold not in overruled:
@@ -395,6 +404,13 @@ class Intake:
                 self.archive.withdraw(shelved)
                 raise _HoldIt(Hold.PIXEL_CONFLICT, str(PixelConflict()))
             self.catalogue.instances.refiled(shelved)
+
+    def _seen_again(self, known: Instance, arrival: _Arrival) -> None:
+        purpose, calling_ae = arrival.purpose, arrival.calling_ae
+        try:
+            self.catalogue.instances.seen_again(known.sop_uid, purpose=purpose, calling_ae=calling_ae, now=_now())
+        except NotFound:
+            raise StoreBusy("the image was removed ([storage.keep_days]) while it came again; send it once more") from None
 
     def _remember(self, found: Pseudonymised) -> None:
         try:

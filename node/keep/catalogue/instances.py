@@ -73,7 +73,6 @@ class Instances:
             uid = connection.scalar(select(instance.c.study_uid).where(instance.c.sop_uid == instance_uid))
             if uid is None:
                 raise NotFound
-            states.refuse_while_removed(connection, uid, now=now)
             states.image_came_again(connection, uid, purpose=purpose, calling_ae=calling_ae, now=now)
 
         self._database.write(seen_again)

@@ -71,10 +71,7 @@ def see(connection: Connection, uid: str, *, pid: str, purpose: Purpose, calling
     ------
     IdentityConflict
         The study is another patient's.
-    StoreBusy
-        It is being removed.
     """
-    refuse_while_removed(connection, uid, now=now)
     new = insert_if_absent(
         connection,
         study,
@@ -100,17 +97,10 @@ def see(connection: Connection, uid: str, *, pid: str, purpose: Purpose, calling
     return new
 
 
-def refuse_while_removed(connection: Connection, uid: str, *, now: datetime) -> None:
-    """Let nothing in while a study is removed, and shortly after: what began to come before would lose its identity.
-
-    Raises
-    ------
-    StoreBusy
-        Its sender tries again later.
-    """
+def _refuse_while_removed(connection: Connection, uid: str, *, now: datetime) -> None:
+    """Let nothing in while a study is removed, and shortly after: what began to come before would lose its identity."""
     going = or_(study.c.next_attempt_at.is_not(None), study.c.claimed_until > now)
-    these = study.c.uid == uid, study.c.state == StudyState.REMOVED, going
-    if connection.scalar(select(exists().where(*these))):
+    if connection.scalar(select(exists().where(study.c.uid == uid, study.c.state == StudyState.REMOVED, going))):
         raise StoreBusy("the study is being removed ([storage.keep_days]); send it again in some minutes")
 
 
@@ -119,6 +109,11 @@ def image_came(connection: Connection, uid: str, *, purpose: Purpose, calling_ae
 
     An image that was sent to be learned from never moves a study that was to be answered beyond `receiving`: filling the
     archive with old images re-answers nothing (promise 5).
+
+    Raises
+    ------
+    StoreBusy
+        The study is being removed; the sender tries again later.
     """
     row = connection.execute(select(study.c.state, study.c.purpose).where(study.c.uid == uid).with_for_update()).one()
     becomes_answer = purpose is Purpose.ANSWER and row.purpose != Purpose.ANSWER
@@ -126,6 +121,7 @@ def image_came(connection: Connection, uid: str, *, purpose: Purpose, calling_ae
     if row.state == StudyState.RECEIVING:
         connection.execute(update(study).where(study.c.uid == uid).values(last_at=now, **owner))
     elif row.state == StudyState.REMOVED:
+        _refuse_while_removed(connection, uid, now=now)
         afresh = {"purpose": purpose, "calling_ae": calling_ae, "last_at": now, "reason": SENT_AGAIN}
         _new_round(connection, uid, now=now, where=study.c.state == StudyState.REMOVED, **afresh)
     elif purpose is Purpose.LEARN and row.purpose == Purpose.ANSWER:
@@ -140,6 +136,7 @@ def image_came(connection: Connection, uid: str, *, purpose: Purpose, calling_ae
 
 def image_came_again(connection: Connection, uid: str, *, purpose: Purpose, calling_ae: str, now: datetime) -> None:
     """Take note that a known image was sent again: only a study that so far was to be learned from is moved by it."""
+    _refuse_while_removed(connection, uid, now=now)
     known = connection.scalar(select(study.c.purpose).where(study.c.uid == uid))
     if purpose is Purpose.ANSWER and known == Purpose.LEARN:
         image_came(connection, uid, purpose=purpose, calling_ae=calling_ae, now=now)
