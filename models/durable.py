@@ -83,9 +83,7 @@ def make_folder(folder: Path, *, mode: int | None = None) -> None:
             folder = folder.parent
         for each in reversed(missing):
             with suppress(FileExistsError):  # another process was faster; its fsync may still be to come, so ours follows
-                each.mkdir(mode or 0o700)
-                if mode is None and (wider := shared(each.parent, 0o700)) != 0o700:
-                    each.chmod(wider | stat.S_ISGID)  # past the umask, as the files below
+                each.mkdir(shared(each.parent, 0o700) if mode is None else mode)  # setgid is passed on by the system
             sync_folder(each.parent)
 
 

@@ -78,8 +78,12 @@ def test_what_is_made_in_a_shared_folder_is_as_open_to_its_group_as_the_folder(
     folder: int, made: int, read_only: int, private: int, tmp_path: Path
 ) -> None:
     tmp_path.chmod(folder)
-    durable.write(tmp_path / "pid" / "study" / "one.dcm", b"pixels")
-    durable.write(tmp_path / "pid" / "study" / "two", b"figures", mode=0o600)
+    before = os.umask(0o007)
+    try:
+        durable.write(tmp_path / "pid" / "study" / "one.dcm", b"pixels")
+        durable.write(tmp_path / "pid" / "study" / "two", b"figures", mode=0o600)
+    finally:
+        os.umask(before)
     modes = [
         stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("pid", "pid/study", "pid/study/one.dcm", "pid/study/two")
     ]
@@ -87,16 +91,15 @@ def test_what_is_made_in_a_shared_folder_is_as_open_to_its_group_as_the_folder(
 
 
 @pytest.mark.parametrize("umask", [0, 0o022, 0o077])
-def test_the_umask_of_who_comes_first_decides_nothing(umask: int, tmp_path: Path) -> None:
+def test_the_umask_of_who_comes_first_does_not_decide_about_a_shared_file(umask: int, tmp_path: Path) -> None:
     tmp_path.chmod(0o2770)
     before = os.umask(umask)
     try:
-        durable.write(tmp_path / "made" / "one", b"", mode=0o600)
+        durable.write(tmp_path / "history.jsonl", b"", mode=0o600)
         durable.touch(tmp_path / "catalogue.db")
     finally:
         os.umask(before)
-    assert stat.S_IMODE((tmp_path / "made").stat().st_mode) == 0o2770
-    assert stat.S_IMODE((tmp_path / "made" / "one").stat().st_mode) == 0o660
+    assert stat.S_IMODE((tmp_path / "history.jsonl").stat().st_mode) == 0o660
     assert stat.S_IMODE((tmp_path / "catalogue.db").stat().st_mode) == 0o660
 
 
