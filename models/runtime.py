@@ -1,8 +1,8 @@
 """One model version, ready to answer: images in, logits and pooled features out.
 
 In: a version of the registry and the execution provider that the settings ask for. Out: raw numbers; calibration, thresholds and
-words are for others. A file whose hash is not the card's is never loaded, and a provider that is not there is never replaced in
-silence.
+words are for others. A file whose hash is not the card's is never loaded, a provider that is not there is never replaced in
+silence, and ONNX Runtime, which is imported here alone, never tells its maker that it runs.
 """
 
 from __future__ import annotations
@@ -105,17 +105,26 @@ class Model:
             raise Tampered(f"{self.version}: the model does not give one finite logit for each label of its card")
 
 
-def providers() -> tuple[Provider, ...]:
-    """Name the execution providers that ONNX Runtime offers here, of those that the settings know."""
+def onnx_runtime() -> Any:
+    """Import ONNX Runtime, with its telemetry off.
+
+    Its wheels (1.31 for one) note an id of the machine below the user's home and report over HTTPS, where they can, that a
+    session was made. The switch of its API comes too late for that: the variable has to be there before the import.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime
 
-    found = onnxruntime.get_available_providers()
+    return onnxruntime
+
+
+def providers() -> tuple[Provider, ...]:
+    """Name the execution providers that ONNX Runtime offers here, of those that the settings know."""
+    found = onnx_runtime().get_available_providers()
     return tuple(name for name in ("cpu", "cuda") if _NAMES[name] in found)
 
 
 def _session(data: bytes, provider: Provider, threads: int) -> tuple[Any, Provider]:
-    import onnxruntime
-
+    onnxruntime = onnx_runtime()
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads or physical_cores()
