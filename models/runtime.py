@@ -8,7 +8,9 @@ silence, and ONNX Runtime, which is imported here alone, never tells its maker t
 from __future__ import annotations
 
 import os
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -132,6 +134,9 @@ def _session(data: bytes, provider: Provider, threads: int) -> tuple[Any, Provid
     options.log_severity_level = 4  # what went wrong is raised; a warning on stderr would only be noise in a log of JSON lines
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a waiting daemon must not burn a core
     wanted = [_NAMES[provider]] if provider in providers() else []
+    if provider == "cuda" and wanted:
+        with redirect_stdout(StringIO()):  # what it misses it prints; the session says so below
+            onnxruntime.preload_dlls()  # CUDA and cuDNN as pip installed them, where the loader does not look
     if _NAMES["cpu"] not in wanted:
         wanted.append(_NAMES["cpu"])
     try:
