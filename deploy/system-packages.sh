@@ -17,6 +17,9 @@ dicomweb=$(find /usr/share/orthanc/plugins /usr/lib/orthanc /usr/local/share/ort
 if [ "${1:-demo}" = test ]; then
     need pixelmed-apps DicomSRValidator
     need strace strace
+    need shellcheck shellcheck
+    need docker-compose docker-compose
+    need systemd systemd-analyze
 fi
 [ -n "$wanted" ] || exit 0
 
