@@ -20,6 +20,8 @@ if [ "${1:-demo}" = test ]; then
     need shellcheck shellcheck
     need docker-compose docker-compose
     need systemd systemd-analyze
+    need systemd-container systemd-nspawn
+    need debootstrap debootstrap
 fi
 [ -n "$wanted" ] || exit 0
 

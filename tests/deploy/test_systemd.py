@@ -6,10 +6,14 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import shared
+import tiny_model
+
+from models.registry import Registry
 
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
 SERVICES = sorted(file.name for file in UNITS.glob("*.service"))
@@ -109,11 +113,32 @@ def test_every_folder_that_a_unit_writes_to_is_made_by_tmpfiles() -> None:
 
 
 def test_the_script_for_verbs_by_hand_has_what_the_units_have(tmp_path: Path) -> None:
-    script = (UNITS / "osteon-verb.sh").read_text()
+    script = (UNITS / "osteon-verb.sh").read_text().replace('"$keys/', "/etc/osteon/keys/").replace('"', "")
+    assert all(f"--property=LoadCredential={key}" in script for key in settings("osteon-receive.service")["LoadCredential"])
     unit = settings("osteon-receive.service")
-    for key in ("LoadCredential", "LimitCORE", "MemorySwapMax", "NoNewPrivileges", "UMask", "SupplementaryGroups"):
+    for key in ("LimitCORE", "MemorySwapMax", "NoNewPrivileges", "UMask", "SupplementaryGroups"):
         assert all(f"--property={key}={value}" in script for value in unit[key]), key
     subprocess.run([shared.tool("shellcheck"), str(UNITS / "osteon-verb.sh")], check=True, capture_output=True)
+
+
+def test_a_model_answers_where_no_memory_is_both_writable_and_executable(tmp_path: Path) -> None:
+    """As MemoryDenyWriteExecute= has it for the replier; asked of the kernel itself."""
+    version = tiny_model.shelve(Registry(tmp_path / "models"), tmp_path)
+    code = (
+        "import ctypes, mmap, sys, numpy; from pathlib import Path\n"
+        "if ctypes.CDLL(None).prctl(65, 1, 0, 0, 0): sys.exit(77)  # PR_SET_MDWE\n"
+        "try: mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC); sys.exit(78)\n"
+        "except PermissionError: pass\n"
+        "from models.registry import Registry; from models.runtime import Model\n"
+        "import node.receive.association, node.reply.respond\n"
+        "model = Model.load(Registry(Path(sys.argv[1])), sys.argv[2])\n"
+        "print(model.predict(numpy.ones((1, 1, 32, 32), 'float32'))[0].shape)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "models"), version]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if done.returncode == 77:
+        pytest.skip("this kernel knows no PR_SET_MDWE (Linux 6.3)")
+    assert (done.returncode, done.stdout) == (0, "(1, 2)\n"), done.stderr
 
 
 def test_users_and_folders_are_made_as_the_units_expect_them(tmp_path: Path) -> None:
