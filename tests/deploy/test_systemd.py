@@ -59,7 +59,7 @@ def test_systemd_says_so_when_a_unit_is_wrong(tmp_path: Path) -> None:
 @pytest.mark.parametrize("drop_in", sorted(file.name for file in (UNITS / "drop-ins").iterdir()))
 def test_the_drop_ins_are_valid_for_every_unit_that_they_name(drop_in: str, tmp_path: Path) -> None:
     units = installed(tmp_path)
-    text = (UNITS / "drop-ins" / drop_in).read_text()
+    text = (UNITS / "drop-ins" / drop_in).read_text().replace("/opt/osteon/bin/osteon", "/bin/true")
     named = set(re.findall(r"osteon-(?:receive|reply|schedule|backup)\b", text))
     assert named
     for name in named:
