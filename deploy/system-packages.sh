@@ -18,6 +18,11 @@ if [ "${1:-demo}" = test ]; then
     need pixelmed-apps DicomSRValidator
     need strace strace
     need prometheus promtool
+    need shellcheck shellcheck
+    need docker-compose docker-compose
+    need systemd systemd-analyze
+    need systemd-container systemd-nspawn
+    need debootstrap debootstrap
 fi
 [ -n "$wanted" ] || exit 0
 

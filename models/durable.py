@@ -2,12 +2,16 @@
 
 In: a path and its bytes. Out: the file, whole or not there at all, under its name. A file must never be seen half written, and
 nothing here may return before the bytes, the name and the folders above it are on the disk.
+
+Everything belongs to its owner alone, unless a site shares a folder with a group (setgid, as `chmod 2750`): what is made in it is
+then as open to that group as the folder is. So a trainer reads the archive as a user of its own, who cannot read the keys.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import stat
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -39,7 +43,7 @@ def write_with(path: Path, writer: Callable[[BinaryIO], None], *, mode: int = 0o
         with open(descriptor, "wb") as file:
             writer(file)
             file.flush()
-            os.fchmod(file.fileno(), mode)
+            os.fchmod(file.fileno(), shared(path.parent, mode))
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
@@ -48,8 +52,30 @@ def write_with(path: Path, writer: Callable[[BinaryIO], None], *, mode: int = 0o
     sync_folder(path.parent)
 
 
-def make_folder(folder: Path, *, mode: int = 0o700) -> None:
-    """Make `folder` and those missing above it; each one's name is on the disk before anything is put into it."""
+def touch(path: Path, *, mode: int = 0o600) -> None:
+    """Make an empty file for others to fill, or see that one can be written that is there."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        os.fchmod(descriptor, shared(path.parent, mode))
+    except FileExistsError:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    os.close(descriptor)
+
+
+def shared(folder: Path, mode: int) -> int:
+    """Give the mode of what is made in `folder`: `mode`, and where the folder is shared, its group may what its owner may.
+
+    Never more than the folder itself grants its group, and nothing at all to others.
+    """
+    found = folder.stat().st_mode
+    return mode | (mode >> 3 & found & stat.S_IRWXG if found & stat.S_ISGID else 0)
+
+
+def make_folder(folder: Path, *, mode: int | None = None) -> None:
+    """Make `folder` and those missing above it; each one's name is on the disk before anything is put into it.
+
+    Without a `mode` they are their owner's alone (0700), or shared as the folder above them is; with one they have that.
+    """
     with _making:
         missing = []
         while not folder.is_dir():
@@ -57,7 +83,7 @@ def make_folder(folder: Path, *, mode: int = 0o700) -> None:
             folder = folder.parent
         for each in reversed(missing):
             with suppress(FileExistsError):  # another process was faster; its fsync may still be to come, so ours follows
-                each.mkdir(mode)
+                each.mkdir(shared(each.parent, 0o700) if mode is None else mode)  # setgid is passed on by the system
             sync_folder(each.parent)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as training/__main__.py: torch's threads must not spin on a busy machine
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # as models/runtime.py: a test may be the first that imports ONNX Runtime
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from models.errors import OsteonError, Retriable, Tampered
+from models.errors import Final, OsteonError, Retriable, Tampered
 from node import logs
 from node.daemon import stop_on_signals
 from node.errors import NotFound
@@ -186,6 +186,8 @@ def main() -> None:
     parser.add_argument("--try", type=int, default=0, dest="tries", help="from the supervisor: which try of it this is")
     given = parser.parse_args()
     try:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each process would begin a run of its own
+            raise Final("a run trains in one process: torchrun --nnodes 1 --nproc-per-node 1, srun with one task")
         train(given.config, given.recipe, given.run, (given.row, given.tries) if given.row else None)
     except OsteonError as error:
         sys.stderr.write(f"osteon: {error}\n")

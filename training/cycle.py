@@ -569,7 +569,8 @@ class _Cycle:
         """Write down that the locked patients are looked at, before they are; give how often they were by now."""
         file = self.root / "models" / "looks.jsonl"
         durable.make_folder(file.parent)
-        with open(file, "a+", encoding="ascii", opener=lambda path, flags: os.open(path, flags, 0o600)) as looks:
+        durable.touch(file)
+        with open(file, "a+", encoding="ascii") as looks:
             fcntl.flock(looks, fcntl.LOCK_EX)
             looks.seek(0)
             if (before := looks.read()) and not before.endswith("\n"):

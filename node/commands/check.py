@@ -221,10 +221,10 @@ def _model(site: Settings) -> Iterator[Finding]:
 
 
 def _provider(site: Settings) -> Iterator[Finding]:
-    import onnxruntime
+    from models.runtime import onnx_runtime
 
     wanted = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[site.inference.provider]
-    if wanted in onnxruntime.get_available_providers():
+    if wanted in onnx_runtime().get_available_providers():
         yield Finding(Verdict.OK, "provider", wanted)
     elif site.inference.allow_degraded:
         yield Finding(Verdict.WARN, "provider", f"{wanted} is not available; results will say that the CPU was used")

@@ -9,7 +9,6 @@ Processes that use it are started afresh, never forked.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 import time
@@ -354,9 +353,9 @@ def _engine(url: str, *, for_writing: bool) -> Engine:
 
 
 def _make_file(file: Path) -> None:
-    """Make the file readable by its owner alone; SQLite gives its companions (-wal, -shm) the same mode."""
+    """Make the file readable by its owner alone, or shared as its folder is; so are -wal and -shm, by SQLite."""
     durable.make_folder(file.parent)
-    os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    durable.touch(file)
 
 
 def migrate(connection: Connection, migrations: Path, *, revision: str = "head") -> None:

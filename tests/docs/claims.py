@@ -19,7 +19,7 @@ Claim = Callable[[], Iterator[str]]
 
 def pages() -> list[Path]:
     """Give every page of documentation."""
-    return [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+    return [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "deploy").rglob("*.md"))]
 
 
 def make_targets_exist() -> Iterator[str]:
