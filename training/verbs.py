@@ -22,6 +22,7 @@ from node.settings import Settings, load
 if TYPE_CHECKING:
     from node.keep.catalogue import Catalogue
     from node.keep.records import Run, Timing
+    from node.metrics.serve import Ready
 
 app = typer.Typer(help="Train a model on the labelled images of the archive.", no_args_is_help=True)
 schedule_app = typer.Typer(help="Train by the schedules of the settings; without a further word, run the role.")
@@ -172,11 +173,18 @@ def run_role(context: typer.Context, config: Config = DEFAULT_CONFIG) -> None:
             raise typer.BadParameter(told, param_hint="--config")
         return
     from node import daemon, logs
+    from node.metrics import figures
+    from node.metrics.meters import new_registry
+    from node.metrics.serve import Health, serving
 
     site = load(config)
     logs.configure()
+    registry, health = new_registry(site.storage), Health()
     with daemon.stop_on_signals() as stop, _catalogue(site) as catalogue, _Role(site, config, catalogue) as role:
-        daemon.run(role.step, stop, heartbeat=role.beat, heartbeat_s=BEAT_S)
+        registry.register(figures.of_training(catalogue))
+        step = health.loop("supervise", role.step)
+        with serving(site.metrics, "schedule", registry=registry, health=health, ready=role.ready):
+            daemon.run(step, stop, heartbeat=role.beat, heartbeat_s=BEAT_S)
 
 
 @schedule_app.command("list")
@@ -251,6 +259,16 @@ class _Role:
     def __exit__(self, *_error: object) -> None:
         self._timekeeper.end()
         self._catalogue.roles.leave("schedule", self._me.host, self._me.pid)
+
+    def ready(self) -> Ready:
+        """Say whether runs can be queued and begun now."""
+        from node.metrics.disk import troubles
+        from node.metrics.serve import Ready
+
+        left_out = [f"schedule {name}: {why}" for name, why in self._timekeeper.troubles.items()]
+        return Ready(
+            troubles(self._site.storage, written=("runs", "models", "cache")) + left_out, {"schedules": len(self._site.schedule)}
+        )
 
     def beat(self) -> None:
         """Plan what comes next and leave a sign of life."""

@@ -30,7 +30,6 @@ app = typer.Typer(
 
 Folder = Annotated[str, typer.Argument(metavar="[DIR]", help="Folder of the sets; [backup] folder when it is left out.")]
 
-LAST = "last_backup"
 KEPT = "keys_kept"
 
 
@@ -173,11 +172,13 @@ Next:
 
 def last(catalogue: Catalogue) -> Last | None:
     """Give the newest set that was finished, None when there was none."""
-    told = catalogue.roles.flag(LAST)
+    from node.keep.records import LAST_BACKUP
+
+    told = catalogue.roles.flag(LAST_BACKUP)
     if told is None:
         return None
     at, size = told.split()
-    acts = catalogue.history.acts(subject=LAST, limit=1)
+    acts = catalogue.history.acts(subject=LAST_BACKUP, limit=1)
     return Last(datetime.fromisoformat(at), int(size), acts[0].reason if acts else "")
 
 
@@ -189,10 +190,11 @@ def are_keys_kept(catalogue: Catalogue, site: Settings) -> bool:
 def _record(site: Settings, made: Set) -> None:
     """Note the set when it is whole, so that it is not in itself."""
     from node.keep.catalogue import Catalogue
+    from node.keep.records import LAST_BACKUP
 
     value = f"{made.made_at:%Y-%m-%dT%H:%M:%S%z} {made.size}"
     with Catalogue.open(site.storage.catalogue) as catalogue:
-        catalogue.roles.set_flag(LAST, value, by=login(), reason=str(made.folder), now=datetime.now(UTC))
+        catalogue.roles.set_flag(LAST_BACKUP, value, by=login(), reason=str(made.folder), now=datetime.now(UTC))
 
 
 # --- whose, and where -----------------------------------------------------------------------------------------------------------

@@ -562,11 +562,26 @@ class RunFigures:
     """A training run in words that can be counted."""
 
     kind: str
-    outcome: str
-    """Its first words, without the sentence that explains a failure; `running` while it runs."""
+    state: RunState
     decision: str
     started_at: datetime
     finished_at: datetime | None
+
+
+LAST_BACKUP = "last_backup"
+"""The flag that tells when the newest whole backup was made, and its size: `<ISO time> <bytes>`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFigures:
+    """Where training stands."""
+
+    runs: Mapping[tuple[str, RunState], int]
+    """How many runs of each kind are in each state."""
+    last_runs: tuple[RunFigures, ...]
+    """The newest run of each kind that was begun."""
+    next_at: Mapping[str, datetime]
+    """When each schedule is due next; one that no scheduler runs is not in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -579,7 +594,6 @@ class AnswerFigures:
     deliveries: tuple[DeliveryFigures, ...]
     paused: bool
     """A person has switched answers off."""
-    runs: Mapping[tuple[str, str], int]
-    """How many, by kind and outcome."""
-    last_runs: tuple[RunFigures, ...]
-    """The newest of each kind."""
+    backup_at: datetime | None
+    """When the newest whole backup was made."""
+    training: TrainingFigures

@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from node.keep.catalogue import Catalogue
-from node.keep.records import AnswerFigures, DeliveryState, Hold, ReceptionFigures
+from node.keep.records import AnswerFigures, DeliveryState, Hold, ReceptionFigures, TrainingFigures
 from node.metrics.meters import OTHER
 
 T = TypeVar("T")
@@ -81,6 +81,11 @@ def of_answers(catalogue: Catalogue, *, destinations: Collection[str], answers: 
     return Figures(catalogue.figures.answers, lambda found: _tell_answers(found, destinations, answers=answers))
 
 
+def of_training(catalogue: Catalogue) -> Figures[TrainingFigures]:
+    """Tell where training stands, on a machine that answers nothing."""
+    return Figures(catalogue.figures.training, _tell_training)
+
+
 def _tell_reception(found: ReceptionFigures) -> Iterator[Metric]:
     yield GaugeMetricFamily("osteon_images", "Images in the archive", value=found.images)
     held = GaugeMetricFamily("osteon_quarantine_instances", "Instances in the quarantine", labels=["reason"])
@@ -104,7 +109,12 @@ def _tell_answers(found: AnswerFigures, destinations: Collection[str], *, answer
     yield GaugeMetricFamily(
         "osteon_answers_on", "1 when results may leave: the settings and the switch say so", value=answers and not found.paused
     )
-    yield from _tell_runs(found)
+    yield GaugeMetricFamily(
+        "osteon_backup_last_timestamp_seconds",
+        "When the newest whole backup was made, 0 when none ever was",
+        value=found.backup_at.timestamp() if found.backup_at else 0,
+    )
+    yield from _tell_training(found.training)
 
 
 def _tell_deliveries(found: AnswerFigures, destinations: Collection[str]) -> Iterator[Metric]:
@@ -131,21 +141,24 @@ def _tell_deliveries(found: AnswerFigures, destinations: Collection[str]) -> Ite
     yield from (deliveries, sent)
 
 
-def _tell_runs(found: AnswerFigures) -> Iterator[Metric]:
-    runs = GaugeMetricFamily("osteon_runs", "Runs of the trainer, by what became of them", labels=["kind", "outcome"])
+def _tell_training(found: TrainingFigures) -> Iterator[Metric]:
+    runs = GaugeMetricFamily("osteon_runs", "Runs of the trainer in each state", labels=["kind", "state"])
     begun = GaugeMetricFamily("osteon_run_last_started_timestamp_seconds", "When the newest run of a kind began", labels=["kind"])
     ended = GaugeMetricFamily(
-        "osteon_run_last_finished_timestamp_seconds", "When the newest run of a kind ended, 0 while it runs", labels=["kind"]
+        "osteon_run_last_finished_timestamp_seconds", "When the newest run of a kind ended, 0 while it has not", labels=["kind"]
     )
     last = GaugeMetricFamily(
         "osteon_run_last_info",
-        "1: what became of the newest run of a kind, and what the gate said",
-        labels=["kind", "outcome", "decision"],
+        "1: the state of the newest run of a kind that was begun, and what the gate said",
+        labels=["kind", "state", "decision"],
     )
-    for (kind, outcome), count in found.runs.items():
-        runs.add_metric([kind, outcome], count)
+    due = GaugeMetricFamily("osteon_schedule_next_timestamp_seconds", "When a schedule is due next", labels=["schedule"])
+    for (kind, state), count in found.runs.items():
+        runs.add_metric([kind, state], count)
     for one in found.last_runs:
         begun.add_metric([one.kind], one.started_at.timestamp())
         ended.add_metric([one.kind], one.finished_at.timestamp() if one.finished_at else 0)
-        last.add_metric([one.kind, one.outcome, one.decision], 1)
-    yield from (runs, begun, ended, last)
+        last.add_metric([one.kind, one.state, one.decision], 1)
+    for name, at in found.next_at.items():
+        due.add_metric([name], at.timestamp())
+    yield from (runs, begun, ended, last, due)

@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -33,11 +33,13 @@ from node import settings as site_settings
 from node.commands.init import init_site
 from node.demo.pacs import Pacs
 from node.keep.catalogue import Catalogue
+from node.keep.records import LAST_BACKUP, Run, Worker
 from node.metrics.figures import FRESH_S
 from node.pseudonym import SiteKeys
 from node.settings import Settings, load_key
 
 pytestmark = pytest.mark.xdist_group("watched site")  # one worker, so that the site runs once
+HOUR = timedelta(hours=1)
 DEPLOY = Path(__file__).parents[2] / "deploy"
 SCRAPED = {"job", "instance", "role"}
 """Labels that Prometheus adds, by deploy/prometheus/prometheus.yml."""
@@ -108,13 +110,22 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def _runs(settings: Settings) -> None:
     """Enter training runs, as the trainer does: the newest of each kind has ended well, has failed, or runs."""
     with Catalogue.open(settings.storage.catalogue) as catalogue:
-        failed = "failed: too few images for a fold"
-        for kind, outcome, decision in (
-            ("finetune", failed, ""), ("finetune", "done", "insufficient evidence"), ("probe", failed, ""),
-        ):  # fmt: skip
-            run = catalogue.runs.add(kind, "folder", datetime.now(UTC))
-            catalogue.runs.finish(run, outcome=outcome, model_id="", decision=decision, now=datetime.now(UTC))
-        catalogue.runs.add("pretrain", "folder", datetime.now(UTC))
+        runs, now = catalogue.runs, datetime.now(UTC)
+        for kind, decision in (("finetune", ""), ("finetune", "insufficient evidence"), ("probe", "")):
+            run = _begun(catalogue, kind, now)
+            if decision:
+                runs.done(run.id, run.tries, model_id="", decision=decision, now=now)
+            else:
+                runs.fail(run.id, run.tries, "too few images for a fold", now=now)
+        _begun(catalogue, "pretrain", now)
+        catalogue.roles.set_flag(LAST_BACKUP, f"{now:%Y-%m-%dT%H:%M:%S%z} 4096", by="test", reason="/backups", now=now)
+        catalogue.timings.see("nightly", "{}", zone="UTC", named=("nightly",), now=now)
+        catalogue.timings.plan("nightly", now + timedelta(hours=1))
+
+
+def _begun(catalogue: Catalogue, kind: str, now: datetime) -> Run:
+    worker = Worker("here", 1, "boot 1")
+    return catalogue.runs.start(kind=kind, recipe="phantom", devices=f"cpu {kind}", worker=worker, now=now, until=now + HOUR)
 
 
 # --- what the pages say ----------------------------------------------------------------------------------------------------
@@ -164,13 +175,20 @@ def test_the_replier_shows_the_way_of_the_studies(site: Site) -> None:
     assert abs(datetime.now(UTC).timestamp() - counted("osteon_model_in_service_timestamp_seconds")) < 600
 
 
-def test_training_runs_are_told_by_their_words_alone(site: Site) -> None:
+def test_training_runs_are_told_by_their_states(site: Site) -> None:
     shown = site.scrape()["reply"]
-    runs = {(s.labels["kind"], s.labels["outcome"]): s.value for s in shown if s.name == "osteon_runs"}
+    runs = {(s.labels["kind"], s.labels["state"]): s.value for s in shown if s.name == "osteon_runs"}
     assert runs == {("finetune", "failed"): 1, ("finetune", "done"): 1, ("pretrain", "running"): 1, ("probe", "failed"): 1}
     last = [sample.labels for sample in shown if sample.name == "osteon_run_last_info"]
-    assert {"kind": "finetune", "outcome": "done", "decision": "insufficient evidence"} in last
+    assert {"kind": "finetune", "state": "done", "decision": "insufficient evidence"} in last
     assert pages.value(shown, "osteon_run_last_finished_timestamp_seconds", kind="pretrain") == 0
+    due_in_s = pages.value(shown, "osteon_schedule_next_timestamp_seconds", schedule="nightly") - datetime.now(UTC).timestamp()
+    assert 3000 < due_in_s < 3700
+
+
+def test_the_newest_backup_is_told(site: Site) -> None:
+    made_at = pages.value(site.scrape()["reply"], "osteon_backup_last_timestamp_seconds")
+    assert abs(datetime.now(UTC).timestamp() - made_at) < 600
 
 
 def test_both_roles_are_healthy_and_ready_with_a_pacs_that_is_away(site: Site) -> None:

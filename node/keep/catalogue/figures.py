@@ -6,10 +6,11 @@ from datetime import UTC, datetime
 
 from sqlalchemy import func, select
 
-from node.keep.catalogue.schema import delivery, flag, held, instance, run, study
+from node.keep.catalogue.schema import delivery, flag, held, instance, run, study, timing
 from node.keep.catalogue.studies import OPEN
 from node.keep.database import Database
 from node.keep.records import (
+    LAST_BACKUP,
     AnswerFigures,
     DeliveryFigures,
     DeliveryState,
@@ -17,10 +18,10 @@ from node.keep.records import (
     Purpose,
     ReceptionFigures,
     RunFigures,
+    RunState,
     StudyState,
+    TrainingFigures,
 )
-
-RUNNING = "running"
 
 
 class Figures:
@@ -48,24 +49,28 @@ class Figures:
                 )
             ).all()
             switch = connection.scalar(select(flag.c.value).where(flag.c.name == "answers"))
-            runs = connection.execute(
-                select(run.c.kind, run.c.started_at, run.c.finished_at, run.c.outcome, run.c.decision).order_by(run.c.id)
-            ).all()
+            backup = connection.scalar(select(flag.c.value).where(flag.c.name == LAST_BACKUP))
         counts = {StudyState(state): count for state, count in states}
-        told = [RunFigures(row.kind, _outcome(row.outcome), row.decision, row.started_at, row.finished_at) for row in runs]
-        by_outcome: dict[tuple[str, str], int] = {}
-        for one in told:
-            by_outcome[one.kind, one.outcome] = by_outcome.get((one.kind, one.outcome), 0) + 1
         return AnswerFigures(
             studies={state: counts.get(state, 0) for state in StudyState},
             oldest_age_s=max(0.0, (datetime.now(UTC) - oldest).total_seconds()) if oldest else 0.0,
             deliveries=tuple(DeliveryFigures(name, DeliveryState(state), count, at) for name, state, count, at in deliveries),
             paused=switch == "paused",
-            runs=by_outcome,
-            last_runs=tuple({one.kind: one for one in told}.values()),
+            backup_at=datetime.fromisoformat(backup.split()[0]) if backup else None,
+            training=self.training(),
         )
 
-
-def _outcome(outcome: str) -> str:
-    """Give the word of an outcome; what follows the colon is a sentence for people."""
-    return outcome.partition(":")[0] or RUNNING
+    def training(self) -> TrainingFigures:
+        """Say where training stands."""
+        with self._database.read() as connection:
+            counts = connection.execute(select(run.c.kind, run.c.state, func.count()).group_by(run.c.kind, run.c.state)).all()
+            newest = select(func.max(run.c.id)).where(run.c.started_at.is_not(None)).group_by(run.c.kind)
+            last = connection.execute(select(run).where(run.c.id.in_(newest))).all()
+            due = connection.execute(select(timing.c.name, timing.c.next_at).where(timing.c.next_at.is_not(None))).all()
+        return TrainingFigures(
+            runs={(kind, RunState(state)): count for kind, state, count in counts},
+            last_runs=tuple(
+                RunFigures(row.kind, RunState(row.state), row.decision, row.started_at, row.finished_at) for row in last
+            ),
+            next_at={row.name: row.next_at for row in due},
+        )
