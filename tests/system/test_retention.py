@@ -97,6 +97,7 @@ def test_an_answered_study_goes_when_its_time_is_over_and_leaves_no_image_and_no
             catalogue.studies.reopen(uid, now=datetime.now(UTC))
     assert "removed" in here.osteon("status", "--study", images[0].StudyInstanceUID)
     here.osteon("archive", "verify")
+    assert "Last errors" not in here.osteon("status")
 
 
 def test_the_answer_of_a_removed_study_is_still_known_as_ones_own(here: Machine) -> None:

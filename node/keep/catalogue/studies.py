@@ -107,7 +107,9 @@ class Studies:
         """Give (when, study UID, why) of studies and deliveries that did not go on, newest first."""
         stuck = [DeliveryState.HELD, DeliveryState.DEAD]
         at = func.coalesce(delivery.c.tried_at, delivery.c.created_at, type_=delivery.c.tried_at.type)
-        of_studies = select(study.c.state_at, study.c.uid, study.c.reason).where(study.c.reason != "")
+        of_studies = select(study.c.state_at, study.c.uid, study.c.reason).where(
+            study.c.reason != "", study.c.state.not_in([StudyState.RECEIVING, StudyState.REMOVED])
+        )
         of_deliveries = select(at.label("at"), delivery.c.study_uid, delivery.c.destination, delivery.c.reason).where(
             or_(delivery.c.state.in_(stuck), delivery.c.reason != "")
         )
