@@ -6,10 +6,14 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from postgres import Cluster
 
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as training/__main__.py: torch's threads must not spin on a busy machine
@@ -35,6 +39,15 @@ def site(tmp_path: Path) -> Path:
 
     callers = [{"ae_title": "SENDER", "networks": ["127.0.0.0/8", "::1/128"], "purpose": "answer"}]
     return init_site(tmp_path / "site", node={"port": 0, "callers": callers}, completion={"quiet_s": 0.2})
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Cluster]:
+    """Give a PostgreSQL server that the tests of this session (this worker) share; skip where it is not installed."""
+    from postgres import cluster
+
+    with cluster() as server:
+        yield server
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

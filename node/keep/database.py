@@ -299,7 +299,7 @@ def _engine(url: str, *, for_writing: bool) -> Engine:
         raise BadSettings("a database URL must read sqlite:///FILE or postgresql://…") from None
     backend = parsed.get_backend_name()
     if backend == "postgresql":
-        return create_engine(parsed, hide_parameters=True, pool_pre_ping=True)
+        return create_engine(parsed.set(drivername="postgresql+psycopg"), hide_parameters=True, pool_pre_ping=True)
     if backend != "sqlite" or not parsed.database or parsed.database == ":memory:":
         raise BadSettings("a database URL must read sqlite:///FILE or postgresql://…")
     _make_file(Path(parsed.database))
