@@ -17,7 +17,7 @@ from typing import TextIO
 
 from models.errors import OsteonError
 
-QUIET = ("pynetdicom", "pydicom", "highdicom", "sqlalchemy", "alembic", "PIL", "matplotlib", "onnxruntime")
+QUIET = ("pynetdicom", "pydicom", "highdicom", "sqlalchemy", "alembic", "psycopg", "PIL", "matplotlib", "onnxruntime")
 _FIELDS = "osteon_fields"
 
 

@@ -26,6 +26,8 @@ from node.supervise import die_with_parent
 
 OWNER = "osteon"
 """The superuser of the cluster; it needs no password, every other role does."""
+COLLATION = ("--locale-provider=icu", "--icu-locale=en-US-u-ka-shifted")
+"""An order of texts that is as far from Python's as a hospital's server may have it: dots and dashes count for nothing."""
 READY_S = 60.0
 QUICK = {"fsync": "off", "full_page_writes": "off"}
 """For tests that survive no power cut anyway: a commit then costs what it costs on a RAM disk."""
@@ -90,7 +92,7 @@ class Cluster:
         for path in (self.folder, self.data):
             if self._as:
                 os.chown(path, self._as["user"], self._as["group"])
-        how = ["-U", OWNER, "-E", "UTF8", "--locale=C.UTF-8", "--auth=trust", "--no-sync"]
+        how = ["-U", OWNER, "-E", "UTF8", "--locale=C.UTF-8", *COLLATION, "--auth=trust", "--no-sync"]
         told = subprocess.run(
             [_program("initdb"), "-D", str(self.data), *how],
             cwd=self.folder, capture_output=True, text=True, timeout=120, **self._as,
@@ -114,6 +116,22 @@ class Cluster:
             for statement in statements:
                 cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
+
+    def disconnect(self, database: str) -> int:
+        """End every connection to a database, as an administrator or a firewall does; say how many there were."""
+        import psycopg
+
+        query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            return len(connection.execute(query, [database]).fetchall())
+
+    def deadlocks(self, database: str) -> int:
+        """Count the deadlocks that the server had to end in a database."""
+        import psycopg
+
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            row = connection.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = %s", [database]).fetchone()
+        return int(row[0]) if row else 0
 
     def create(self, *, template: str = "template1") -> str:
         """Make a database and give its name."""

@@ -159,7 +159,7 @@ class Vault:
     # --- within one transaction --------------------------------------------------------------------------------------------
 
     def _remember(self, connection: Connection, new: Identity, now: datetime) -> tuple[Remembered, Sequence[int]]:
-        known = self._known(connection, new.study_uid)
+        known = self._known(connection, new.study_uid, for_update=True)
         changed: Sequence[int] = ()
         if known is None:
             row = {"study_uid": new.study_uid, "sealed": self._sealed_study(new), "changed_at": now}
@@ -183,12 +183,10 @@ class Vault:
         is_new = insert_if_absent(connection, _INSTANCES, **row)
         return (Remembered.CORRECTED if changed else Remembered.NEW if is_new else Remembered.KNOWN), changed
 
-    def _known(self, connection: Connection, study_uid: str) -> Identity | None:
-        """Give the study's identity, with no instance in it."""
+    def _known(self, connection: Connection, study_uid: str, *, for_update: bool = False) -> Identity | None:
+        """Give the study's identity, with no instance in it; `for_update`, no other receiver changes it before the commit."""
         query = select(_STUDIES.c.sealed).where(_STUDIES.c.study_uid == study_uid)
-        if connection.dialect.name == "postgresql":
-            query = query.with_for_update()
-        sealed = connection.scalar(query)
+        sealed = connection.scalar(query.with_for_update() if for_update else query)
         if sealed is None:
             return None
         told = self._open(sealed, _study_row(study_uid))
