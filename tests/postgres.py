@@ -16,6 +16,8 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -24,7 +26,7 @@ import pytest
 
 from node.supervise import die_with_parent
 
-OWNER = "osteon"
+OWNER = "postgres"
 """The superuser of the cluster; it needs no password, every other role does."""
 COLLATION = ("--locale-provider=icu", "--icu-locale=en-US-u-ka-shifted")
 """An order of texts that is as far from Python's as a hospital's server may have it: dots and dashes count for nothing."""
@@ -68,7 +70,7 @@ class Cluster:
         deadline = monotonic() + READY_S
         while not self.answers():
             if self._process.poll() is not None or monotonic() > deadline:
-                raise AssertionError((self.folder / "log").read_text("utf-8", "replace")[-2000:])
+                raise AssertionError(self.log()[-2000:])
             sleep(0.05)
 
     def stop(self, *, hard: bool = False) -> None:
@@ -77,6 +79,21 @@ class Cluster:
             self._process.send_signal(signal.SIGQUIT if hard else signal.SIGINT)
             self._process.wait(60)
             self._process = None
+
+    def switch_tls_on(self) -> bytes:
+        """Give the server a certificate of its own and TLS; return the certificate."""
+        certificate, key = self_signed("127.0.0.1")
+        for name, data in (("server.crt", certificate), ("server.key", key)):
+            (self.data / name).write_bytes(data)
+            (self.data / name).chmod(0o600)
+            if self._as:
+                os.chown(self.data / name, self._as["user"], self._as["group"])
+        self.sql("ALTER SYSTEM SET ssl = on", "SELECT pg_reload_conf()")
+        deadline = monotonic() + READY_S
+        while self.sql("SHOW ssl") != [("on",)]:
+            assert monotonic() < deadline, "the server does not switch TLS on"
+            sleep(0.05)
+        return certificate
 
     def answers(self) -> bool:
         """Say whether the server takes connections."""
@@ -153,6 +170,15 @@ class Cluster:
             self._templates["catalogue"] = name
         return self._templates["catalogue"]
 
+    def dump(self, database: str) -> str:
+        """Give all that is in a database, as pg_dump writes it (bytes in hexadecimal)."""
+        command = [_program("pg_dump"), "--inserts", self.url(database)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    def log(self) -> str:
+        """Give what the server has logged."""
+        return (self.folder / "log").read_text("utf-8", "replace")
+
     @contextmanager
     def database(self, *, template: str = "template1") -> Iterator[str]:
         """Give the URL of a database that is there for the length of a block."""
@@ -163,7 +189,7 @@ class Cluster:
             self.drop(name)
 
     def psql(self, *arguments: str, database: str = "postgres") -> str:
-        """Run Debian's psql, as an administrator does."""
+        """Run psql, as an administrator does."""
         command = [_program("psql"), "-X", "-v", "ON_ERROR_STOP=1", self.url(database), *arguments]
         told = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert told.returncode == 0, told.stderr
@@ -182,6 +208,31 @@ def cluster(settings: Mapping[str, str] | None = None) -> Iterator[Cluster]:
     finally:
         server.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def self_signed(address: str) -> tuple[bytes, bytes]:
+    """Make a certificate of a day for an IP address, and its key."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, address)])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(address))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    return certificate.public_bytes(pem), key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain)
 
 
 def _program(name: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from postgres import self_signed
 from shelf import Desk
 from sqlalchemy import Column, Connection, Integer, MetaData, Table, insert, select, update
 
@@ -267,7 +268,7 @@ def guarded_url(postgresql: Cluster, url: str) -> Iterator[str]:
     name = name_of(url)
     postgresql.sql(f"CREATE ROLE {name} LOGIN PASSWORD '{PASSWORD}'", f"ALTER DATABASE {name} OWNER TO {name}")
     yield postgresql.url(name, user=name)
-    postgresql.sql(f"ALTER DATABASE {name} OWNER TO osteon", database="postgres")
+    postgresql.sql(f"ALTER DATABASE {name} OWNER TO postgres", database="postgres")
     postgresql.sql(f"DROP OWNED BY {name}", f"DROP ROLE {name}", database=name)
 
 
@@ -308,6 +309,21 @@ def test_no_error_repeats_a_password(guarded_url: str, change: Callable[[str], s
     with pytest.raises((StoreBusy, BadSettings)) as caught:
         Database.open("env:OSTEON_CATALOGUE", metadata)
     assert "Sesame" not in str(caught.value)
+
+
+def test_a_connection_is_encrypted_and_the_server_verified_when_the_url_says_so(
+    restartable: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "BUSY_S", 1.0)
+    certificate = restartable.switch_tls_on()
+    (tmp_path / "ca.pem").write_bytes(certificate)
+    (tmp_path / "other.pem").write_bytes(self_signed("127.0.0.1")[0])
+    with restartable.database() as url:
+        with closing(Database.open(f"{url}?sslmode=verify-full&sslrootcert={tmp_path}/ca.pem", metadata)) as database:
+            query = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+            assert database.write(lambda connection: connection.exec_driver_sql(query).scalar()) is True
+        with pytest.raises(StoreBusy, match="certificate verify failed"):
+            Database.open(f"{url}?sslmode=verify-full&sslrootcert={tmp_path}/other.pem&connect_timeout=2", metadata)
 
 
 def test_a_missing_driver_is_said_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
