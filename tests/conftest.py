@@ -41,6 +41,21 @@ def site(tmp_path: Path) -> Path:
     return init_site(tmp_path / "site", node={"port": 0, "callers": callers}, completion={"quiet_s": 0.2})
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def either_site(request: pytest.FixtureRequest, site: Path) -> Iterator[Path]:
+    """Give the same fresh site twice: with its stores in files, and on PostgreSQL."""
+    if request.param == "sqlite":
+        yield site
+        return
+    server: Cluster = request.getfixturevalue("postgresql")
+    with server.database(template=server.catalogue_template()) as catalogue, server.database() as vault:
+        text = site.read_text("utf-8")
+        for name, url in (("catalogue", catalogue), ("vault", vault)):
+            text = re.sub(rf'(?m)^{name} = ".*"$', f'{name} = "{url}"', text)
+        site.write_text(text, "utf-8")
+        yield site
+
+
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[Cluster]:
     """Give a PostgreSQL server that the tests of this session (this worker) share; skip where it is not installed."""

@@ -18,8 +18,9 @@ from typing import Any
 from pydicom.datadict import keyword_for_tag
 from sqlalchemy import Column, Connection, LargeBinary, MetaData, String, Table, select, update
 
+from models.errors import Final
 from node.errors import BadKey, IdentityConflict, NotFound
-from node.keep.database import Database, UTCTime, insert_if_absent
+from node.keep.database import Database, Server, UTCTime, insert_if_absent
 from node.keep.records import Identity, RawElement
 from node.keep.records import StudyIdentity as StudyIdentity
 from node.keep.seal import Seal
@@ -31,6 +32,10 @@ _METADATA = MetaData()
 _META = Table(
     "vault_meta", _METADATA, Column("name", String(32), primary_key=True), Column("sealed", LargeBinary, nullable=False)
 )
+_SCHEMA = "schema"
+"""The one row of `vault_meta` that is not sealed, for a change of key must not touch it: the shape of the tables, a number."""
+SCHEMA = 1
+"""The shape that this code reads and writes. Release 0.1.0 wrote none: it is 1. Code with a higher one migrates in `open`."""
 _STUDIES = Table(
     "vault_studies",
     _METADATA,
@@ -74,10 +79,18 @@ class Vault:
         ------
         BadKey
             `key` is not the one that sealed this vault; nothing was written.
+        Final
+            A newer version of Osteon wrote it.
         """
         vault = cls(Database.open(url, _METADATA), key)
         try:
+            known = vault._schema()
+            if known is not None and known > SCHEMA:
+                raise Final("the vault was written by a newer version of Osteon: install that version again")
             vault._check("canary", "osteon", "this is not the key that sealed this vault ([storage] vault_key)")
+            if known is None:
+                row = {"name": _SCHEMA, "sealed": str(SCHEMA).encode()}
+                vault._database.write(lambda connection: insert_if_absent(connection, _META, **row))
         except BaseException:
             vault.close()
             raise
@@ -92,6 +105,10 @@ class Vault:
 
     def __exit__(self, *_error: object) -> None:
         self.close()
+
+    def server(self) -> Server | None:
+        """Ask the server of the vault about itself; None where there is none (SQLite)."""
+        return self._database.server()
 
     def check_site(self, fingerprint: str) -> None:
         """Hold the site key against the one this vault was first used with: another would give other pseudonyms, silently.
@@ -150,7 +167,7 @@ class Vault:
         with self._database.read() as connection:
             known = self._known(connection, study_uid)
             query = select(_INSTANCES.c.sop_uid, _INSTANCES.c.sealed).where(_INSTANCES.c.study_uid == study_uid)
-            rows = connection.execute(query.order_by(_INSTANCES.c.sop_uid)).all()
+            rows = sorted(connection.execute(query).all(), key=lambda row: str(row.sop_uid))
         if known is None:
             return []
         opened = [(sop_uid, self._open(sealed, _instance_row(study_uid, sop_uid))) for sop_uid, sealed in rows]
@@ -212,6 +229,12 @@ class Vault:
             "sex": identity.sex,
         }
         return self._sealed(told, _study_row(identity.study_uid))
+
+    def _schema(self) -> int | None:
+        """Give the shape of the tables; None in a new vault, and in one that release 0.1.0 wrote."""
+        with self._database.read() as connection:
+            told = connection.scalar(select(_META.c.sealed).where(_META.c.name == _SCHEMA))
+        return None if told is None else int(told)
 
     def _check(self, name: str, value: str, complaint: str) -> None:
         """Keep `value` under `name` at the first call, complain if it is another later."""

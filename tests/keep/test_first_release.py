@@ -155,6 +155,16 @@ def test_a_vault_of_the_first_release_opens_and_names_its_patients(stored: dict[
         assert vault.study(known.study_uid) == known
 
 
+def test_a_vault_of_the_first_release_keeps_every_row(stored: dict[str, str]) -> None:
+    before = rows(stored["vault"])
+    Vault.open(stored["vault"], VAULT_KEY).close()
+    after = rows(stored["vault"], columns_of(stored["vault"]))
+    assert set(after["vault_meta"]) - set(before["vault_meta"]) == {("schema", b"1")}, "what it was is now written down"
+    assert {name: after[name] for name in ("vault_studies", "vault_instances")} == {
+        name: before[name] for name in ("vault_studies", "vault_instances")
+    }
+
+
 def test_the_quarantine_of_the_first_release_opens(tmp_path: Path) -> None:
     shutil.copytree(STORED / "quarantine", tmp_path / "quarantine")
     quarantine = Quarantine(tmp_path / "quarantine", VAULT_KEY)
