@@ -14,6 +14,7 @@ import typer
 from node.commands.options import DEFAULT_CONFIG, Config
 
 if TYPE_CHECKING:
+    from node.keep.database import Server
     from node.settings import Settings
 
 FREE_GB_MIN = 5.0
@@ -133,14 +134,45 @@ def _stores(site: Settings) -> Iterator[Finding]:
     with Catalogue.open(site.storage.catalogue) as catalogue:
         yield Finding(Verdict.OK, "catalogue", f"{catalogue.instances.count()} images")
         newest = max((role.seen_at for role in catalogue.roles.all()), default=None)
+        server, asked_at = catalogue.database.server(), datetime.now(UTC)
     if newest is not None and (newest - datetime.now(UTC)).total_seconds() > CLOCK_STEP_S:
         yield Finding(Verdict.FAIL, "clock", f"the catalogue holds times later than now ({newest:%Y-%m-%d %H:%M:%S} UTC)")
+    yield from _server("catalogue", server, asked_at)
     vault = Vault.open(site.storage.vault, load_key(site.storage.vault_key))
     try:
         vault.check_site(SiteKeys.derive(load_key(site.storage.site_key)).report_uid("site"))
+        of_vault, asked_at = vault.server(), datetime.now(UTC)
     finally:
         vault.close()
     yield Finding(Verdict.OK, "vault", "opens with this key, and was written under this site key")
+    yield from _server("vault", of_vault, asked_at)
+    if server is not None and of_vault is not None and server.database == of_vault.database:
+        told = "lies in the same database as the catalogue: give it one of its own (deploy/postgresql/roles.sql makes both)"
+        yield Finding(Verdict.FAIL, "vault", told)
+
+
+def _server(what: str, server: Server | None, asked_at: datetime) -> Iterator[Finding]:
+    """Judge a PostgreSQL server: whether what it calls written is written, and whether its clock and this one agree."""
+    if server is None:
+        return
+    told = [
+        f"its server runs with {name} = off, so a power cut loses what was answered success: switch it on"
+        for name in ("fsync", "full_page_writes")
+        if server.settings[name] != "on"
+    ]
+    if server.settings["server_encoding"] != "UTF8":
+        told.append(f"its database is in {server.settings['server_encoding']}: make it anew with ENCODING 'UTF8'")
+    if server.is_standby:
+        told.append("its server is a standby and takes no writes: name the primary, or promote it")
+    ahead_s = (server.now - asked_at).total_seconds()
+    if abs(ahead_s) > CLOCK_STEP_S:
+        off = f"{abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'}"
+        told.append(f"the clock of its server is {off} this machine's: hosts share deadlines, so synchronise all of them (NTP)")
+    yield from (Finding(Verdict.FAIL, what, each) for each in told)
+    if not told:
+        yield Finding(Verdict.OK, what, "its PostgreSQL server keeps what it calls written, and its clock agrees with this one")
+    if server.is_in_clear:
+        yield Finding(Verdict.WARN, what, "goes over the network in clear: add ?sslmode=verify-full to its URL")
 
 
 def _callers(site: Settings) -> Iterator[Finding]:

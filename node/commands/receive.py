@@ -10,8 +10,10 @@ def receive(config: Config = DEFAULT_CONFIG) -> None:
     import logging
     import os
     import socket
+    from contextlib import suppress
     from datetime import UTC, datetime
 
+    from models.errors import Retriable
     from node import daemon, logs, settings
     from node.keep.records import Role
     from node.receive.association import Listener
@@ -39,6 +41,7 @@ def receive(config: Config = DEFAULT_CONFIG) -> None:
             daemon.run(step, stop, heartbeat=beat)
         finally:
             listener.stop()
-            intake.catalogue.roles.leave("receive", socket.gethostname(), os.getpid())
+            with suppress(Retriable):  # without a catalogue it ends all the same, and shows as silent
+                intake.catalogue.roles.leave("receive", socket.gethostname(), os.getpid())
             intake.close()
             logs.event(log, "stopped")

@@ -11,14 +11,14 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from time import monotonic
 
 import node
-from models.errors import Unreadable
+from models.errors import Retriable, Unreadable
 from models.registry import Registry
 from models.runtime import Model
 from node import daemon
@@ -344,6 +344,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
             for sender in senders:
                 if sender.ident is not None:
                     sender.join()
-            reply.catalogue.roles.leave("reply", socket.gethostname(), os.getpid())
+            with suppress(Retriable):  # without a catalogue it ends all the same, and shows as silent
+                reply.catalogue.roles.leave("reply", socket.gethostname(), os.getpid())
         if broken:
             raise broken[0]

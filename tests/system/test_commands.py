@@ -134,6 +134,17 @@ def test_status_shows_queues_model_and_switch(site: Path) -> None:
     assert "OFF" not in osteon("status", "--config", str(site)).stdout
 
 
+def test_status_names_the_hosts_when_there_are_several(site: Path) -> None:
+    settings, now = site_settings.load(site), datetime.now(UTC)
+    with Catalogue.open(settings.storage.catalogue) as catalogue:
+        catalogue.roles.beat(Role(name="reply", host="host-one", pid=1, seen_at=now))
+        assert "host-one" not in osteon("status", "--config", str(site)).stdout
+        catalogue.roles.beat(Role(name="reply", host="host-two", pid=1, seen_at=now))
+    told = osteon("status", "--config", str(site)).stdout
+    assert "on host-one" in told
+    assert "on host-two" in told
+
+
 def test_a_study_to_be_learned_from_is_not_answered_by_hand_either(site: Path) -> None:
     settings = site_settings.load(site)
     image = study(patient=1, images=1)[0]
