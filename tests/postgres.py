@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import secrets
 import shutil
 import signal
@@ -28,8 +29,6 @@ from node.supervise import die_with_parent
 
 OWNER = "postgres"
 """The superuser of the cluster; it needs no password, every other role does."""
-COLLATION = ("--locale-provider=icu", "--icu-locale=en-US-u-ka-shifted")
-"""An order of texts that is as far from Python's as a hospital's server may have it: dots and dashes count for nothing."""
 READY_S = 60.0
 QUICK = {"fsync": "off", "full_page_writes": "off"}
 """For tests that survive no power cut anyway: a commit then costs what it costs on a RAM disk."""
@@ -109,7 +108,7 @@ class Cluster:
         for path in (self.folder, self.data):
             if self._as:
                 os.chown(path, self._as["user"], self._as["group"])
-        how = ["-U", OWNER, "-E", "UTF8", "--locale=C.UTF-8", *COLLATION, "--auth=trust", "--no-sync"]
+        how = ["-U", OWNER, "-E", "UTF8", "--locale=C.UTF-8", *_collation(), "--auth=trust", "--no-sync"]
         told = subprocess.run(
             [_program("initdb"), "-D", str(self.data), *how],
             cwd=self.folder, capture_output=True, text=True, timeout=120, **self._as,
@@ -243,6 +242,13 @@ def _program(name: str) -> str:
     if found is None:
         pytest.skip("postgresql is not installed here")
     return found
+
+
+def _collation() -> Sequence[str]:
+    """Choose an order of texts as far from Python's as a hospital's server may have it: dots and dashes count for nothing."""
+    told = subprocess.run([_program("initdb"), "--version"], capture_output=True, text=True, timeout=30, check=True).stdout
+    has_icu = int(re.findall(r"\d+", told)[0]) >= 15
+    return ("--locale-provider=icu", "--icu-locale=en-US-u-ka-shifted") if has_icu else ()
 
 
 def _unprivileged() -> dict[str, Any]:

@@ -46,7 +46,7 @@ from sqlalchemy import (
     table,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from models import durable
@@ -475,7 +475,7 @@ def _told_by_sqlite(error: DBAPIError, code: int) -> Exception:
 
 def _told_by_postgresql(error: DBAPIError, state: str | None) -> Exception:
     said = " ".join(str(error.orig).split())[:300]
-    if state is None and type(error.orig).__name__ == "OperationalError":
+    if state is None and isinstance(error, OperationalError):
         return StoreBusy(f"the database cannot be reached: {said}")  # libpq's words: host, port and role, never a password
     if state is None and error.statement is None:
         return BadSettings(f"the URL of a database is not understood: {said}")

@@ -99,6 +99,7 @@ def test_the_trainer_does_all_that_a_training_run_does(trainer: Catalogue) -> No
     trainer.roles.leave("train", "dgx", 1)
     assert trainer.roles.flag("answers") is None
     assert trainer.history.acts()
+    assert trainer.database.server() is not None, "`osteon check` may ask on its host, too"
 
 
 @pytest.mark.long

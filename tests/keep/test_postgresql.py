@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -108,6 +109,12 @@ def test_stores_come_back_by_themselves_when_the_server_does(restartable: Cluste
             restartable.start()
             assert ids(database) == [1], "what was committed survived the server's crash"
         assert database.write(add(2)) == 2
+
+
+def test_a_server_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database_module, "BUSY_S", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(StoreBusy, match="cannot be reached"):
+        Database.open(f"postgresql://osteon@127.0.0.1:{silent.getsockname()[1]}/osteon", metadata)
 
 
 def test_no_wait_for_another_host_is_endless(postgresql: Cluster, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
