@@ -118,11 +118,29 @@ def _directories(site: Settings) -> Iterator[Finding]:
         yield Finding(Verdict.FAIL, "storage", f"{root} is open to every user of this machine (mode {mode:04o}); `chmod 700` it")
     elif not os.access(root, os.R_OK | os.W_OK | os.X_OK):
         yield Finding(Verdict.FAIL, "storage", f"{root} cannot be written by this user")
+    elif (told := _cannot_publish(root)) is not None:
+        yield Finding(Verdict.FAIL, "storage", f"{root}: {told}")
     else:
         yield Finding(Verdict.OK, "storage", str(root))
     free_gb = shutil.disk_usage(root).free / 1e9
     told = f"{free_gb:.0f} GB free below {root}"
     yield Finding(Verdict.OK if free_gb >= FREE_GB_MIN else Verdict.FAIL, "disk", told)
+
+
+def _cannot_publish(root: Path) -> str | None:
+    """Say what the file system cannot do that two receivers on one archive need; None when it can."""
+    import secrets
+
+    from models import durable
+
+    probe = root / f".check-{secrets.token_hex(6)}"
+    try:
+        durable.write_with(probe, lambda _file: None, replaces=False)
+    except OSError as error:
+        return f"its file system cannot name a file without replacing another ({error.strerror}): use one with hard links"
+    finally:
+        probe.unlink(missing_ok=True)
+    return None
 
 
 def _stores(site: Settings) -> Iterator[Finding]:

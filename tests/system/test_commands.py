@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,9 +17,11 @@ from roles import hand_in
 from studies import study
 from tiny_model import promote_tiny
 
+from models import durable
 from node import __main__ as command
 from node import logs
 from node import settings as site_settings
+from node.commands.check import Verdict, _directories
 from node.commands.init import init_site
 from node.demo.pacs import Pacs
 from node.keep.catalogue import Catalogue
@@ -103,6 +107,19 @@ def test_check_finds_what_is_wrong_and_exits_with_one(tmp_path: Path, free_port:
     key = Path(site_settings.load(config).storage.site_key)
     key.chmod(0o644)
     assert "readable by others" in osteon("check", "--config", str(config), check=False).stdout
+
+
+def test_check_fails_on_a_file_system_that_cannot_keep_two_receivers_apart(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def neither(_temporary: Path, path: Path) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+
+    settings = site_settings.load(site)
+    assert [one.verdict for one in _directories(settings) if one.what == "storage"] == [Verdict.OK]
+    monkeypatch.setattr(durable, "_publish", neither)
+    (finding,) = [one for one in _directories(settings) if one.what == "storage"]
+    assert finding.verdict is Verdict.FAIL
+    assert "hard links" in finding.told
+    assert not [path for path in settings.storage.root.iterdir() if path.name.startswith(".")]
 
 
 def test_status_says_where_a_study_is_by_any_of_its_names(site: Path) -> None:
