@@ -7,8 +7,8 @@
 -- Other names: -v owner=… -v trainer=… -v catalogue=… -v vault=…
 --
 --   owner      owns both databases: receives, replies, migrates, and runs every verb
---   trainer    trains on another host: reads what training reads, keeps its runs and its sign of life, adds to the history; writes
---              no study, image, label, result, delivery or switch, and has no way into the vault's database
+--   trainer    trains on another host: reads what training reads, keeps its runs, their timings and its sign of life, adds to the
+--              history; writes no study, image, label, result, delivery or switch, and has no way into the vault's database
 
 \if :{?owner} \else \set owner osteon \endif
 \if :{?trainer} \else \set trainer osteon_trainer \endif
@@ -46,6 +46,7 @@ SELECT format('GRANT %s ON TABLE public.%I TO %I', allowed, name, :'trainer')
                ('label', 'SELECT'),
                ('flag', 'SELECT'),
                ('run', 'SELECT, INSERT, UPDATE'),
+               ('timing', 'SELECT, INSERT, UPDATE, DELETE'),
                ('role', 'SELECT, INSERT, UPDATE, DELETE'),
                ('history', 'SELECT, INSERT')) AS rights (name, allowed)
  WHERE to_regclass(format('public.%I', name)) IS NOT NULL \gexec
