@@ -21,6 +21,7 @@ The root is in `models/errors.py`; the class says what a caller may do::
     ├── IdentityConflict  an instance that names another patient than its study
     ├── PixelConflict     an instance with other pixels than the one archived under its UID
     ├── NotReleasable     what the quarantine holds for a reason that a person cannot override
+    ├── NotPermitted      what the database role of this process may not do
     ├── NotFound          nothing under the identifier the user gave
     ├── NotToBeAnswered   a study that was sent to be learned from
     ├── WrongState        a training run is not in a state in which this can be done
@@ -99,6 +100,10 @@ class IdentityConflict(Final):
 
 class PixelConflict(Final):
     """The archive holds other pixels under this SOP Instance UID."""
+
+
+class NotPermitted(Final):
+    """The database role may not do this: connect as another one, or grant it the right (deploy/postgresql/roles.sql)."""
 
 
 class NotReleasable(Final):

@@ -20,7 +20,7 @@ from typing import TextIO
 
 from models.errors import OsteonError
 
-QUIET = ("pynetdicom", "pydicom", "highdicom", "sqlalchemy", "alembic", "PIL", "matplotlib", "onnxruntime")
+QUIET = ("pynetdicom", "pydicom", "highdicom", "sqlalchemy", "alembic", "psycopg", "PIL", "matplotlib", "onnxruntime")
 _FIELDS = "osteon_fields"
 _BOUND: contextvars.ContextVar[dict[str, object] | None] = contextvars.ContextVar("osteon_bound", default=None)
 

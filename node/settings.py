@@ -15,6 +15,7 @@ import stat
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import parse_qs, urlsplit
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -105,7 +106,7 @@ class Pacs(_Piece):
         return not self.answers_for or calling_ae.strip() in {ae.strip() for ae in self.answers_for}
 
 
-DatabaseURL = Annotated[str, Field(pattern=r"^(sqlite:///[^?]*[^?/]|postgresql(\+[a-z0-9]+)?://.+)$")]
+DatabaseURL = Annotated[str, Field(pattern=r"^(sqlite:///[^?]*[^?/]|postgresql(\+psycopg)?://.+|env:[A-Za-z_][A-Za-z0-9_]*)$")]
 
 
 Days = Annotated[float, Field(ge=0, le=36500)]
@@ -134,6 +135,14 @@ class Storage(_Piece):
     @classmethod
     def _is_path(cls, root: object) -> object:
         return Path(root) if isinstance(root, str) else root
+
+    @field_validator("catalogue", "vault")
+    @classmethod
+    def _holds_no_password(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.password is not None or "password" in parse_qs(parts.query):
+            raise ValueError("a password has no place here: put it into a password file (~/.pgpass), or write env:NAME")
+        return url
 
     @model_validator(mode="after")
     def _places_differ(self) -> Storage:
@@ -410,6 +419,27 @@ def line_of(text: str, where: tuple[str | int, ...]) -> int:
         if key and key == ".".join(names[: key.count(".") + 1]):
             best = number
     return best
+
+
+def load_url(place: str) -> str:
+    """Give the URL of a database: `place` itself, or what the environment holds under the name that it says (`env:NAME`).
+
+    The URL from the environment may hold a password: it is handed on to the driver and never kept or shown.
+
+    Raises
+    ------
+    BadSettings
+        The environment has no such name, or another thing than a PostgreSQL URL under it.
+    """
+    if not place.startswith("env:"):
+        return place
+    name = place.removeprefix("env:")
+    url = os.environ.get(name, "").strip()
+    if not url:
+        raise BadSettings(f"the environment has no {name}, which the settings name as the URL of a database")
+    if not re.match(r"postgresql(\+psycopg)?://", url):
+        raise BadSettings(f"the environment's {name} must read postgresql://…; a file of SQLite is named in the settings")
+    return url
 
 
 def load_key(place: str) -> bytes:

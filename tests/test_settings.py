@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from node.commands.init import template
 from node.errors import BadKey, BadSettings
-from node.settings import Caller, Settings, load, load_key
+from node.settings import Caller, Settings, load, load_key, load_url
 
 SHIPPED = Path(__file__).parents[1] / "ae_config.toml"
 
@@ -128,6 +128,18 @@ def test_the_examples_in_comments_are_valid(tmp_path: Path) -> None:
         ("claim_s = 300.0", "claim_s = 1e18", "inference.claim_s", "less than or equal to"),
         ('ae_title = "OSTEON"', 'ae_title = "  "', "node.ae_title", "pattern"),
         ('catalogue = "sqlite:///data/catalogue/catalogue.db"', 'catalogue = "sqlite://"', "storage.catalogue", "pattern"),
+        (
+            'catalogue = "sqlite:///data/catalogue/catalogue.db"',
+            'catalogue = "postgresql://osteon:secret-1@db/osteon"',
+            "storage.catalogue",
+            "a password has no place here",
+        ),
+        (
+            'vault = "sqlite:///data/vault/vault.db"',
+            'vault = "postgresql://osteon@db/vault?password=secret-1"',
+            "storage.vault",
+            "a password has no place here",
+        ),
         ('vault = "sqlite:///data/vault/vault.db"', 'vault = "mysql://vault"', "storage.vault", "pattern"),
         (
             'vault = "sqlite:///data/vault/vault.db"',
@@ -147,6 +159,19 @@ def test_a_wrong_value_names_file_key_and_line(tmp_path: Path, old: str, new: st
     complaint = next(line for line in str(told.value).splitlines() if f" {key}: " in line)
     assert complaint.startswith(f"{file}: line {line_with(text, new)}: ")
     assert says in complaint
+    assert "secret-1" not in str(told.value)
+
+
+def test_a_database_url_may_lie_in_the_environment_and_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OSTEON_CATALOGUE", "postgresql://osteon:secret-1@db/osteon?sslmode=verify-full")
+    text = changed('catalogue = "sqlite:///data/catalogue/catalogue.db"', 'catalogue = "env:OSTEON_CATALOGUE"')
+    settings = load(write(tmp_path, text))
+    assert "secret-1" not in repr(settings)
+    assert load_url(settings.storage.catalogue) == "postgresql://osteon:secret-1@db/osteon?sslmode=verify-full"
+    assert load_url("postgresql://osteon@db/osteon") == "postgresql://osteon@db/osteon"
+    monkeypatch.setenv("OSTEON_CATALOGUE", "sqlite:///somewhere.db")
+    with pytest.raises(BadSettings, match="must read postgresql"):
+        load_url(settings.storage.catalogue)
 
 
 def test_a_file_that_is_no_utf_8_names_the_line(tmp_path: Path) -> None:

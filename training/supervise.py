@@ -98,9 +98,10 @@ class Supervisor:
         event(log, "trainer started", run=run.id, tries=run.tries, kind=run.kind, recipe=run.recipe, pid=trainer.pid)
 
     def _environment(self) -> dict[str, str]:
-        """Keep the site's keys from the trainer, where the environment holds them: it has no use for identities."""
+        """Keep keys and vault from the trainer, where the environment holds them: it has no use for identities."""
         storage = self._settings.storage
-        keys = {place.removeprefix("env:") for place in (storage.site_key, storage.vault_key) if place.startswith("env:")}
+        places = (storage.site_key, storage.vault_key, storage.vault)
+        keys = {place.removeprefix("env:") for place in places if place.startswith("env:")}
         return {name: value for name, value in os.environ.items() if name not in keys}
 
     def _bury(self) -> None:

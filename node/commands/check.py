@@ -14,6 +14,7 @@ import typer
 from node.commands.options import DEFAULT_CONFIG, Config
 
 if TYPE_CHECKING:
+    from node.keep.database import Server
     from node.settings import Settings
 
 CLOCK_STEP_S = 5.0
@@ -120,11 +121,29 @@ def _directories(site: Settings) -> Iterator[Finding]:
         yield Finding(Verdict.FAIL, "storage", f"{root} is open to every user of this machine (mode {mode:04o}); `chmod 700` it")
     elif not os.access(root, os.R_OK | os.W_OK | os.X_OK):
         yield Finding(Verdict.FAIL, "storage", f"{root} cannot be written by this user")
+    elif (told := _cannot_publish(root)) is not None:
+        yield Finding(Verdict.FAIL, "storage", f"{root}: {told}")
     else:
         yield Finding(Verdict.OK, "storage", str(root))
     free_gb = shutil.disk_usage(root).free / 1e9
     told = f"{free_gb:.0f} GB free below {root}"
     yield Finding(Verdict.OK if free_gb >= site.storage.free_min_gb else Verdict.FAIL, "disk", told)
+
+
+def _cannot_publish(root: Path) -> str | None:
+    """Say what the file system cannot do that two receivers on one archive need; None when it can."""
+    import secrets
+
+    from models import durable
+
+    probe = root / f".check-{secrets.token_hex(6)}"
+    try:
+        durable.write_with(probe, lambda _file: None, replaces=False)
+    except OSError as error:
+        return f"its file system cannot name a file without replacing another ({error.strerror}): use one with hard links"
+    finally:
+        probe.unlink(missing_ok=True)
+    return None
 
 
 def _stores(site: Settings) -> Iterator[Finding]:
@@ -133,9 +152,41 @@ def _stores(site: Settings) -> Iterator[Finding]:
     with Custody.open(site.storage) as stores:
         yield Finding(Verdict.OK, "vault", "opens with this key, and was written under this site key")
         yield Finding(Verdict.OK, "catalogue", f"{stores.catalogue.instances.count()} images, under this site key")
+        servers = {"catalogue": (stores.catalogue.database.server(), datetime.now(UTC))}
+        servers["vault"] = (stores.vault.server(), datetime.now(UTC))
         newest = max((role.seen_at for role in stores.catalogue.roles.all()), default=None)
     if newest is not None and (newest - datetime.now(UTC)).total_seconds() > CLOCK_STEP_S:
         yield Finding(Verdict.FAIL, "clock", f"the catalogue holds times later than now ({newest:%Y-%m-%d %H:%M:%S} UTC)")
+    for what, (server, asked_at) in servers.items():
+        yield from _server(what, server, asked_at)
+    one, other = (server for server, _asked_at in servers.values())
+    if one is not None and other is not None and one.database == other.database:
+        told = "lies in the same database as the catalogue: give it one of its own (deploy/postgresql/roles.sql makes both)"
+        yield Finding(Verdict.FAIL, "vault", told)
+
+
+def _server(what: str, server: Server | None, asked_at: datetime) -> Iterator[Finding]:
+    """Judge a PostgreSQL server: whether what it calls written is written, and whether its clock and this one agree."""
+    if server is None:
+        return
+    told = [
+        f"its server runs with {name} = off, so a power cut loses what was answered success: switch it on"
+        for name in ("fsync", "full_page_writes")
+        if server.settings[name] != "on"
+    ]
+    if server.settings["server_encoding"] != "UTF8":
+        told.append(f"its database is in {server.settings['server_encoding']}: make it anew with ENCODING 'UTF8'")
+    if server.is_standby:
+        told.append("its server is a standby and takes no writes: name the primary, or promote it")
+    ahead_s = (server.now - asked_at).total_seconds()
+    if abs(ahead_s) > CLOCK_STEP_S:
+        off = f"{abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'}"
+        told.append(f"the clock of its server is {off} this machine's: hosts share deadlines, so synchronise all of them (NTP)")
+    yield from (Finding(Verdict.FAIL, what, each) for each in told)
+    if not told:
+        yield Finding(Verdict.OK, what, "its PostgreSQL server keeps what it calls written, and its clock agrees with this one")
+    if server.is_in_clear:
+        yield Finding(Verdict.WARN, what, "goes over the network in clear: add ?sslmode=verify-full to its URL")
 
 
 def _backup(site: Settings) -> Iterator[Finding]:

@@ -10,7 +10,9 @@ def receive(config: Config = DEFAULT_CONFIG) -> None:
     import logging
     import os
     import socket
+    from contextlib import suppress
 
+    from models.errors import Retriable
     from node import daemon, logs, settings
     from node.metrics import figures
     from node.metrics.meters import ReceiveMeters, new_registry
@@ -44,6 +46,7 @@ def receive(config: Config = DEFAULT_CONFIG) -> None:
                 daemon.run(health.loop("listen", step), stop, heartbeat=lambda: intake.beat(told))
         finally:
             listener.stop()
-            intake.catalogue.roles.leave("receive", socket.gethostname(), os.getpid())
+            with suppress(Retriable):  # without a catalogue it ends all the same, and shows as silent
+                intake.catalogue.roles.leave("receive", socket.gethostname(), os.getpid())
             intake.close()
             logs.event(log, "stopped")

@@ -43,11 +43,12 @@ def _overview(catalogue: Catalogue, site: Settings) -> list[str]:
     now = datetime.now(UTC)
     lines = [f"Osteon {site.node.ae_title} on {site.node.host}:{site.node.port}  (research use only)", "", "Roles"]
     roles = catalogue.roles.all()
+    several = len({role.host for role in roles}) > 1
     for role in roles:
         age_s = (now - role.seen_at).total_seconds()
         alive = f"seen {max(age_s, 0):.0f} s ago" if abs(age_s) < SILENT_S else f"SILENT since {_local(role.seen_at)}"
         told = ", ".join(f"{name}: {value}" for name, value in role.told.items() if value)
-        lines.append(f"  {role.name:<9}{alive}  {told}".rstrip())
+        lines.append(f"  {role.name:<9}{f'on {role.host}  ' if several else ''}{alive}  {told}".rstrip())
     if not roles:
         lines.append("  none is running; `osteon serve` starts them")
     answers = "on" if site.inference.answers == "on" and catalogue.roles.flag("answers") != "paused" else "OFF: nothing leaves"

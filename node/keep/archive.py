@@ -73,14 +73,23 @@ class Archive:
         """
         path = self.path(instance)
         filled = self._described(clean, instance)
-        if path.exists():
-            there = self._described(self.read(instance), instance)
-            if not is_same_image(there, filled):
-                raise PixelConflict
-            return there, False
+        if not path.exists() and self._publish(path, clean):
+            return filled, True
+        durable.sync_folder(path.parent)  # another receiver may have put it there a moment ago
+        there = self._described(self.read(instance), instance)
+        if not is_same_image(there, filled):
+            raise PixelConflict
+        return there, False
+
+    def _publish(self, path: Path, clean: Dataset) -> bool:
+        """Write the file unless another receiver, of this host or another, puts one there first; say whether it was written."""
         with disk_full_said():
-            durable.write_with(path, lambda file: dcmwrite(file, clean, enforce_file_format=True), mode=0o440)
-        return filled, True
+            durable.make_folder(path.parent, below=self.folder)
+            try:
+                durable.write_with(path, lambda file: dcmwrite(file, clean, enforce_file_format=True), replaces=False)
+            except FileExistsError:
+                return False
+        return True
 
     def read(self, instance: Instance) -> FileDataset:
         """Read an image back."""

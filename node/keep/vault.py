@@ -18,9 +18,9 @@ from typing import Any
 from pydicom.datadict import keyword_for_tag
 from sqlalchemy import Column, Connection, LargeBinary, MetaData, String, Table, and_, delete, func, or_, select, update
 
-from models.errors import Tampered
+from models.errors import Final, Tampered
 from node.errors import BadKey, IdentityConflict, NotFound, RotationUnfinished
-from node.keep.database import Database, UTCTime, has_rows, insert_if_absent
+from node.keep.database import Database, Server, UTCTime, has_rows, insert_if_absent
 from node.keep.records import Identity, Person, RawElement
 from node.keep.records import StudyIdentity as StudyIdentity
 from node.keep.seal import Seal, key_id
@@ -30,6 +30,9 @@ log = logging.getLogger("osteon.vault")
 
 METADATA = MetaData()
 META = Table("vault_meta", METADATA, Column("name", String(32), primary_key=True), Column("sealed", LargeBinary, nullable=False))
+SCHEMA = 1
+"""The shape of the tables that this code reads and writes. Release 0.1.0 wrote none: it is 1. Code with a higher one migrates in
+`open`."""
 STUDIES = Table(
     "vault_studies",
     METADATA,
@@ -47,8 +50,9 @@ INSTANCES = Table(
 )
 
 
-CANARY, SITE, ROTATION = "canary", "site", "rotation"
-"""Rows of `META`: what only the vault's key opens; the site key's fingerprint; there while a rotation is under way."""
+CANARY, SITE, ROTATION, SHAPE = "canary", "site", "rotation", "schema"
+"""Rows of `META`: what only the vault's key opens; the site key's fingerprint; there while a rotation is under way; the number of
+`SCHEMA`, in clear, for a change of key must not touch it."""
 PAGE = 256
 """Rows read at once where all are gone through."""
 
@@ -94,6 +98,8 @@ class Vault:
             It lies under two keys.
         Tampered
             What tells its key is gone while identities are there.
+        Final
+            A newer version of Osteon wrote it.
         """
         vault = cls(Database.open(url, METADATA), key)
         try:
@@ -104,7 +110,13 @@ class Vault:
                 raise RotationUnfinished
             if CANARY not in told and not is_empty:
                 raise Tampered("the vault holds identities but not the row that tells its key; restore it from a backup")
+            known = vault._schema()
+            if known is not None and known > SCHEMA:
+                raise Final("the vault was written by a newer version of Osteon: install that version again")
             vault._check(CANARY, "osteon", "this is not the key that sealed this vault ([storage] vault_key)")
+            if known is None:
+                row = {"name": SHAPE, "sealed": str(SCHEMA).encode()}
+                vault._database.write(lambda connection: insert_if_absent(connection, META, **row))
         except BaseException:
             vault.close()
             raise
@@ -144,6 +156,10 @@ class Vault:
 
     def __exit__(self, *_error: object) -> None:
         self.close()
+
+    def server(self) -> Server | None:
+        """Ask the server of the vault about itself; None where there is none (SQLite)."""
+        return self._database.server()
 
     def check_site(self, fingerprint: str) -> None:
         """Hold the site key against the one this vault was first used with: another would give other pseudonyms, silently.
@@ -204,7 +220,7 @@ class Vault:
             self._require_key(connection)
             changed = []
             for study_uid in study_uids:
-                known = self._known(connection, study_uid)
+                known = self._known(connection, study_uid, for_update=True)
                 if known is not None and (corrected := handed_over(known, to)) != known:
                     changed.append((study_uid, self._replace(connection, known, corrected, now)))
             return changed
@@ -244,7 +260,7 @@ class Vault:
         with self._database.read() as connection:
             known = self._known(connection, study_uid)
             query = select(INSTANCES.c.sop_uid, INSTANCES.c.sealed).where(INSTANCES.c.study_uid == study_uid)
-            rows = connection.execute(query.order_by(INSTANCES.c.sop_uid)).all()
+            rows = sorted(connection.execute(query).all(), key=lambda row: str(row.sop_uid))
         if known is None:
             return []
         opened = [(sop_uid, self._open(sealed, instance_row(study_uid, sop_uid))) for sop_uid, sealed in rows]
@@ -327,7 +343,7 @@ class Vault:
         self, connection: Connection, new: Identity, now: datetime, person: Person | None
     ) -> tuple[Remembered, Sequence[int]]:
         self._require_key(connection)
-        known = self._known(connection, new.study_uid)
+        known = self._known(connection, new.study_uid, for_update=True)
         changed: Sequence[int] = ()
         if known is None:
             row = {"study_uid": new.study_uid, "sealed": self._sealed_study(new), "changed_at": now}
@@ -353,12 +369,10 @@ class Vault:
         is_new = insert_if_absent(connection, INSTANCES, **row)
         return (Remembered.CORRECTED if changed else Remembered.NEW if is_new else Remembered.KNOWN), changed
 
-    def _known(self, connection: Connection, study_uid: str) -> Identity | None:
-        """Give the study's identity, with no instance in it."""
+    def _known(self, connection: Connection, study_uid: str, *, for_update: bool = False) -> Identity | None:
+        """Give the study's identity, with no instance in it; `for_update`, no other receiver changes it before the commit."""
         query = select(STUDIES.c.sealed).where(STUDIES.c.study_uid == study_uid)
-        if connection.dialect.name == "postgresql":
-            query = query.with_for_update()
-        sealed = connection.scalar(query)
+        sealed = connection.scalar(query.with_for_update() if for_update else query)
         return None if sealed is None else self._study_of(study_uid, sealed)
 
     def _replace(self, connection: Connection, known: Identity, corrected: Identity, now: datetime) -> Sequence[int]:
@@ -392,6 +406,12 @@ class Vault:
             "sex": identity.sex,
         }
         return self._sealed(told, study_row(identity.study_uid))
+
+    def _schema(self) -> int | None:
+        """Give the shape of the tables; None in a new vault, and in one that release 0.1.0 wrote."""
+        with self._database.read() as connection:
+            told = connection.scalar(select(META.c.sealed).where(META.c.name == SHAPE))
+        return None if told is None else int(told)
 
     def _check(self, name: str, value: str, complaint: str) -> None:
         """Keep `value` under `name` at the first call, complain if it is another later."""

@@ -145,8 +145,8 @@ def _row(line: int, cells: dict[str, str], keys: SiteKeys, default_issuer: str) 
     empty = [name for name in REQUIRED if not cells[name]]
     if empty:
         return Problem(line, f"empty: {', '.join(empty)}")
-    if any(len(cells[name]) > 64 for name in cells):
-        return Problem(line, "a cell is longer than 64 characters")
+    if any(len(cells[name]) > 64 or "\0" in cells[name] for name in cells):
+        return Problem(line, "a cell is longer than 64 characters, or holds a null character")
     if not re.fullmatch(r"\w[\w .+-]*", cells["label"]):
         return Problem(line, "the label is not a word (letters, digits, spaces and . + - _)")
     if cells["confirmed_by"].lower() not in CONFIRMED_BY:

@@ -11,14 +11,14 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from time import monotonic
 
 import node
-from models.errors import Unreadable
+from models.errors import Retriable, Unreadable
 from models.registry import Registry
 from models.runtime import Model
 from node import daemon
@@ -417,6 +417,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
             for other in others:
                 if other.ident is not None:
                     other.join()
-            reply.catalogue.roles.leave("reply", socket.gethostname(), os.getpid())
+            with suppress(Retriable):  # without a catalogue it ends all the same, and shows as silent
+                reply.catalogue.roles.leave("reply", socket.gethostname(), os.getpid())
         if broken:
             raise broken[0]

@@ -55,6 +55,31 @@ def test_new_folders_are_synced_into_their_parents_from_the_top(tmp_path: Path, 
     ]
 
 
+def test_a_folder_that_another_process_made_is_synced_before_anything_is_put_into_it(
+    tmp_path: Path, calls: list[tuple[str, str]]
+) -> None:
+    """It may not have come to that itself; once is enough."""
+    (tmp_path / "pid" / "study").mkdir(parents=True)
+    calls.clear()
+    for _ in range(2):
+        durable.make_folder(tmp_path / "pid" / "study", below=tmp_path)
+    assert calls == [("fsync", "pid"), ("fsync", tmp_path.name)]
+
+
+@pytest.mark.parametrize("hard_links", [False, True], ids=["rename", "hard links"])
+def test_a_new_file_replaces_none_and_leaves_no_temporary_one(
+    tmp_path: Path, hard_links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if hard_links:
+        monkeypatch.setattr(durable, "_RENAME_NOREPLACE", 1 << 30)
+    durable.write_with(tmp_path / "one", lambda file: _write(file, b"first"), replaces=False)
+    with pytest.raises(FileExistsError):
+        durable.write_with(tmp_path / "one", lambda file: _write(file, b"second"), replaces=False)
+    assert (tmp_path / "one").read_bytes() == b"first"
+    assert (tmp_path / "one").stat().st_nlink == 1
+    assert list(tmp_path.iterdir()) == [tmp_path / "one"]
+
+
 def test_what_is_written_reads_back_with_its_mode_and_nothing_else_is_left(tmp_path: Path) -> None:
     durable.write(tmp_path / "a" / "one", b"first", mode=0o440)
     durable.write(tmp_path / "a" / "one", b"second", mode=0o600)

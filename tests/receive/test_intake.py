@@ -36,8 +36,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 
 
 @pytest.fixture
-def intake(site: Path) -> Iterator[Intake]:
-    opened = Intake.open(load(site))
+def intake(either_site: Path) -> Iterator[Intake]:
+    opened = Intake.open(load(either_site))
     yield opened
     opened.close()
 

@@ -93,9 +93,9 @@ class Instances:
 
     def of_study(self, study_uid: str) -> list[Instance]:
         """Give the images of a study, sorted by UID."""
-        query = select(instance).where(instance.c.study_uid == study_uid).order_by(instance.c.sop_uid)
-        with self._database.read() as connection:
-            return [_instance(row) for row in connection.execute(query)]
+        query = select(instance).where(instance.c.study_uid == study_uid)
+        with self._database.read() as connection:  # sorted here: each server sorts texts by a locale of its own
+            return sorted((_instance(row) for row in connection.execute(query)), key=_sop_uid)
 
     def for_training(self) -> list[TrainingImage]:
         """Give every image of the archive, sorted by UID, with its study's purpose; those of locked patients are marked."""
@@ -104,10 +104,9 @@ class Instances:
             .join_from(instance, patient, patient.c.pid == instance.c.pid)
             .join(study, study.c.uid == instance.c.study_uid)
             .where(study.c.state != StudyState.REMOVED)
-            .order_by(instance.c.sop_uid)
         )
         with self._database.read() as connection:
-            return [
+            images = [
                 TrainingImage(
                     **{name: getattr(row, name) for name in _INSTANCE_FIELDS},
                     locked=row.locked,
@@ -116,6 +115,7 @@ class Instances:
                 )
                 for row in connection.execute(query)
             ]
+        return sorted(images, key=_sop_uid)
 
     def locked_patients(self) -> frozenset[str]:
         """Give every pseudonym of the persons that are set aside for evaluation."""
@@ -181,9 +181,9 @@ class Instances:
 
     def held_of_study(self, study_uid: str) -> list[Held]:
         """Give what the quarantine holds of a study, sorted by UID."""
-        query = select(held).where(held.c.study_uid == study_uid).order_by(held.c.sop_uid, held.c.id)
+        query = select(held).where(held.c.study_uid == study_uid)
         with self._database.read() as connection:
-            return [_held(row) for row in connection.execute(query)]
+            return sorted((_held(row) for row in connection.execute(query)), key=lambda one: (one.sop_uid, one.id))
 
     def unhold(self, held_id: str, *, by: str, reason: str, decision: str, now: datetime) -> None:
         """Strike a held instance out because a person decided so ("released", "discarded"); the history keeps it.
@@ -218,9 +218,13 @@ class Instances:
 
     def dropped_terms(self) -> list[tuple[str, str, int]]:
         """Give (keyword, keyed hash, count) of the words dropped, the most frequent first."""
-        query = select(dropped_term).order_by(dropped_term.c.count.desc(), dropped_term.c.keyword, dropped_term.c.term)
         with self._database.read() as connection:
-            return [(row.keyword, row.term, row[2]) for row in connection.execute(query)]
+            found = [(row.keyword, row.term, row[2]) for row in connection.execute(select(dropped_term))]
+        return sorted(found, key=lambda one: (-one[2], *one[:2]))
+
+
+def _sop_uid(image: Instance) -> str:
+    return image.sop_uid
 
 
 def _instance(row: Row[Any]) -> Instance:

@@ -57,9 +57,9 @@ class Labels:
 
     def all(self) -> list[Label]:
         """Give every label, sorted by study, image and reader."""
-        query = select(*(label.c[name] for name in _FIELDS)).order_by(label.c.study_uid, label.c.sop_uid, label.c.reader)
         with self._database.read() as connection:
-            return [Label(**row._mapping) for row in connection.execute(query)]
+            found = [Label(**row._mapping) for row in connection.execute(select(*(label.c[name] for name in _FIELDS)))]
+        return sorted(found, key=lambda one: (one.study_uid, one.sop_uid, one.reader))
 
     def count_since(self, since: datetime | None) -> int:
         """Count the labels that were imported, or changed, after `since`; all of them without it."""

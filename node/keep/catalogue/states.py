@@ -1,8 +1,10 @@
 """The states of a study (docs/design.md, section 6): every change of one stands in this file.
 
 In: a connection inside a write, and the time. Out: the study in its next state. Work is claimed by a conditional update whose
-row count is believed, so that a kill between any two lines leaves a state from which the next claim goes on. A study that was
-sent to be learned from must never reach `complete`, the only door to an answer.
+row count is believed, so that a kill between any two lines leaves a state from which the next claim goes on. Where several hosts
+share the catalogue, a study's row is locked before what it has is looked at (FOR NO KEY UPDATE: images and deliveries that point
+to it may still be entered, so that two receivers do not wait for each other). A study that was sent to be learned from must never
+reach `complete`, the only door to an answer.
 """
 
 from __future__ import annotations
@@ -89,9 +91,9 @@ def see(connection: Connection, uid: str, *, pid: str, purpose: Purpose, calling
         reason="",
     )
     if not new and pid:
-        known = connection.scalar(select(study.c.pid).where(study.c.uid == uid))
+        known = connection.scalar(select(study.c.pid).where(study.c.uid == uid).with_for_update(key_share=True))
         if not known:
-            connection.execute(update(study).where(study.c.uid == uid, study.c.pid == "").values(pid=pid))
+            connection.execute(update(study).where(study.c.uid == uid).values(pid=pid))
         elif not is_same_person(connection, known, pid):
             raise IdentityConflict
     return new
@@ -115,7 +117,8 @@ def image_came(connection: Connection, uid: str, *, purpose: Purpose, calling_ae
     StoreBusy
         The study is being removed; the sender tries again later.
     """
-    row = connection.execute(select(study.c.state, study.c.purpose).where(study.c.uid == uid).with_for_update()).one()
+    known = select(study.c.state, study.c.purpose).where(study.c.uid == uid)
+    row = connection.execute(known.with_for_update(key_share=True)).one()
     becomes_answer = purpose is Purpose.ANSWER and row.purpose != Purpose.ANSWER
     owner = {"purpose": purpose, "calling_ae": calling_ae} if becomes_answer else {}
     if row.state == StudyState.RECEIVING:
@@ -162,7 +165,10 @@ def is_due_to_complete(*, quiet_s: float, max_wait_s: float, now: datetime) -> C
 def complete(connection: Connection, due: ColumnElement[bool], *, now: datetime) -> list[tuple[str, StudyState]]:
     """Move every due study on, to `complete`, `learned` or `quarantined`, and give each with its new state."""
     moved = []
-    for row in connection.execute(select(study.c.uid, study.c.purpose, study.c.reason).where(due)).all():
+    quiet = select(study.c.uid, study.c.purpose, study.c.reason).where(due)
+    # Locked before it is looked at, or an image that is entered at this moment is neither seen here nor late; that study's
+    # receiver, or another replier, has it now, and it is due again in a moment.
+    for row in connection.execute(quiet.with_for_update(key_share=True, skip_locked=True)).all():
         holds, is_answer = _holds(connection, row.uid), row.purpose == Purpose.ANSWER
         if is_answer and row.reason == SENT_AGAIN and _was_answered(connection, row.uid):
             state, reason = StudyState.DELIVERED, ""  # as if it had never been away: another model re-answers nothing
@@ -246,7 +252,7 @@ def claim(connection: Connection, *, claim_s: float, now: datetime) -> str | Non
     """Take the oldest claimable study for `claim_s` seconds; None when there is none."""
     free = is_claimable(now)
     oldest = select(study.c.uid, study.c.state, study.c.attempts).where(free).order_by(study.c.last_at, study.c.uid)
-    for row in connection.execute(oldest.limit(CLAIM_LOOK)).all():
+    for row in connection.execute(oldest.limit(CLAIM_LOOK).with_for_update(key_share=True, skip_locked=True)).all():
         uid: str = row.uid
         if row.state == StudyState.INFERRING and row.attempts >= ABANDONED_MAX:
             reason = f"a replier ended while it classified this study (attempt {row.attempts})"
@@ -278,7 +284,7 @@ def stop_inferring(
 ) -> None:
     """Give a claimed study back without a result, as `waiting` or `failed`; a late image opens a new round instead."""
     claimed = study.c.state == StudyState.INFERRING
-    if connection.scalar(select(study.c.late).where(study.c.uid == uid, claimed)):
+    if connection.scalar(select(study.c.late).where(study.c.uid == uid, claimed).with_for_update(key_share=True)):
         _new_round(connection, uid, now=now, where=claimed)
     else:
         change(connection, uid, state, now=now, where=claimed, reason=reason, next_attempt_at=next_attempt_at)
@@ -303,7 +309,8 @@ def reopen(connection: Connection, uid: str, *, now: datetime) -> None:
     NotToBeAnswered
         It was sent to be learned from, or there is no image outside the quarantine.
     """
-    row = connection.execute(select(study.c.state, study.c.purpose).where(study.c.uid == uid).with_for_update()).one_or_none()
+    known = select(study.c.state, study.c.purpose).where(study.c.uid == uid)
+    row = connection.execute(known.with_for_update(key_share=True)).one_or_none()
     if row is None:
         raise NotFound
     if row.purpose != Purpose.ANSWER:
@@ -332,7 +339,7 @@ def deliver(connection: Connection, uid: str, *, now: datetime) -> None:
 def settle(connection: Connection, uid: str, *, now: datetime) -> None:
     """See whether a delivering study is through: all sent and nothing late, or late and nothing on its way any more."""
     delivering = study.c.state == StudyState.DELIVERING
-    late = connection.scalar(select(study.c.late).where(study.c.uid == uid, delivering).with_for_update())
+    late = connection.scalar(select(study.c.late).where(study.c.uid == uid, delivering).with_for_update(key_share=True))
     if late and not _has_deliveries(connection, uid, [DeliveryState.PENDING]):
         # also with a dead or held row: a destination that cannot be reached must not keep a new image from the others
         _new_round(connection, uid, now=now, where=delivering)
