@@ -217,7 +217,7 @@ class Vault:
         """Write the patient of `to` into studies; give those that changed by it. All of them or none."""
 
         def hand_over(connection: Connection) -> list[tuple[str, Sequence[int]]]:
-            self._require_key(connection)
+            self._require_key(connection, for_update=True)
             changed = []
             for study_uid in study_uids:
                 known = self._known(connection, study_uid, for_update=True)
@@ -328,11 +328,10 @@ class Vault:
 
     # --- within one transaction --------------------------------------------------------------------------------------------
 
-    def _require_key(self, connection: Connection) -> None:
+    def _require_key(self, connection: Connection, *, for_update: bool = False) -> None:
+        """See that the vault is sealed with our key; `for_update`, it stays so until the commit: a rotation waits for us."""
         query = select(META.c.sealed).where(META.c.name == CANARY)
-        if connection.dialect.name == "postgresql":  # a rotation waits for who is writing, and who waits for it sees its canary
-            query = query.with_for_update(read=True)
-        sealed = connection.scalar(query)
+        sealed = connection.scalar(query.with_for_update(read=True) if for_update else query)
         if sealed is not None and key_id(bytes(sealed)) == self._seal.key_id:
             return
         if connection.scalar(select(META.c.name).where(META.c.name == ROTATION)):
@@ -342,7 +341,7 @@ class Vault:
     def _remember(
         self, connection: Connection, new: Identity, now: datetime, person: Person | None
     ) -> tuple[Remembered, Sequence[int]]:
-        self._require_key(connection)
+        self._require_key(connection, for_update=True)
         known = self._known(connection, new.study_uid, for_update=True)
         changed: Sequence[int] = ()
         if known is None:

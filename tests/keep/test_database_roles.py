@@ -17,7 +17,7 @@ from models.errors import Final
 from node.errors import NotPermitted, StoreBusy
 from node.keep import database
 from node.keep.catalogue import Catalogue
-from node.keep.records import Label, Purpose, Role
+from node.keep.records import Label, Purpose, Role, RunState, Worker
 from node.keep.vault import Vault
 
 if TYPE_CHECKING:
@@ -91,9 +91,16 @@ def test_the_trainer_does_all_that_a_training_run_does(trainer: Catalogue) -> No
     assert [(one.sop_uid, one.locked) for one in trainer.instances.for_training()] == [("1.9.1", True), ("2.9.1", False)]
     assert trainer.instances.locked_patients() == {"OST-1"}
     assert [one.label for one in trainer.labels.all()] == ["ewing"]
-    run = trainer.runs.add("finetune", "run-1", NOW)
-    trainer.runs.finish(run, outcome="done", model_id="m", decision="refuse", now=NOW)
-    assert [one.outcome for one in trainer.runs.list()] == ["done"]
+    until = NOW + timedelta(minutes=5)
+    trainer.timings.see("nightly", "{}", zone="UTC", named=("nightly",), now=NOW - timedelta(days=2))
+    assert trainer.timings.queue("nightly", due_at=NOW, kind="finetune", recipe="phantom", now=NOW)
+    queued = trainer.runs.lease(devices="dgx:0", host="dgx", ready=lambda run: True, now=NOW, until=until)
+    assert queued is not None
+    run = trainer.runs.enter(queued.id, queued.tries, Worker("dgx", 1, "boot"), until=until)
+    assert trainer.runs.bind(run.id, run.tries, "run-1")
+    assert trainer.runs.renew(run.id, run.tries, until=until) is RunState.RUNNING
+    trainer.runs.done(run.id, run.tries, model_id="m", decision="refuse", now=NOW)
+    assert [one.state for one in trainer.runs.list()] == [RunState.DONE]
     for minutes in (0, 20):
         trainer.roles.beat(Role("train", "dgx", 1, NOW + timedelta(minutes=minutes), {}))
     trainer.roles.leave("train", "dgx", 1)
