@@ -175,7 +175,7 @@ class Timekeeper:
 
     def _take_up(self, schedule: Schedule) -> Times:
         """Find a schedule's memory; what a former rhythm had due is dealt with before the new one counts."""
-        now, definition = self._now(), definition_of(schedule, self._settings)
+        now, definition = self._now().replace(microsecond=0), definition_of(schedule, self._settings)
         zone = definition["timezone"]
         text = json.dumps(definition, sort_keys=True)
         timings = self._catalogue.timings

@@ -59,6 +59,16 @@ def test_in_autumn_a_time_that_is_there_twice_comes_once() -> None:
     ]
 
 
+def test_west_of_greenwich_it_is_the_same() -> None:
+    zone = ZoneInfo("America/New_York")
+    rhythm = Times(cron="30 2 * * *", every="", zone="America/New_York", since=datetime(2026, 1, 1, tzinfo=UTC))
+    at, found = datetime(2026, 3, 7, 6, tzinfo=UTC), []
+    for _ in range(3):
+        at = rhythm.after(at) or at
+        found.append(f"{at.astimezone(zone):%d %H:%M %z}")
+    assert found == ["07 02:30 -0500", "08 03:00 -0400", "09 02:30 -0400"]
+
+
 def test_every_moment_of_the_two_nights_agrees_on_what_comes_next() -> None:
     """A scheduler that starts in the hole, or in the hour that is there twice, sees the same due times."""
     for first, last in ((berlin(2026, 3, 28, 20), berlin(2026, 3, 29, 9)), (berlin(2026, 10, 24, 20), berlin(2026, 10, 25, 9))):
