@@ -1,10 +1,17 @@
-"""What everybody here who speaks DIMSE shares: how our AE names itself, what it can carry, and C-ECHO.
+"""What everybody here who speaks DIMSE shares: how our AE names itself, what it can carry, associations over TLS, and C-ECHO.
 
-In: AE titles and destinations of the settings. Out: pynetdicom AEs ready to use. Nothing here may listen, store, or log what a
-peer sent.
+In: AE titles and destinations of the settings. Out: pynetdicom AEs and associations ready to use, every wait of which ends.
+Nothing here may listen, store, or log what a peer sent, or a passcode.
 """
 
 from __future__ import annotations
+
+import queue
+import socket
+import ssl
+import threading
+from datetime import UTC, datetime
+from typing import Any, cast
 
 from pydicom.uid import (
     JPEG2000,
@@ -32,13 +39,16 @@ from pydicom.uid import (
     XRayAngiographicImageStorage,
     XRayRadiofluoroscopicImageStorage,
 )
-from pynetdicom import AE, _config
+from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
+from pynetdicom.pdu_primitives import UserIdentityNegotiation
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 import node
+from models.errors import Final
+from node import tls
 from node.errors import PeerAway
-from node.settings import Pacs
+from node.settings import Pacs, load_passcode
 
 IMPLEMENTATION_CLASS_UID = UID(node.IMPLEMENTATION_CLASS_UID)
 """Names Osteon in associations and in file meta information (PS3.7 D.3.3.2)."""
@@ -117,15 +127,94 @@ def echo(pacs: Pacs, calling: str) -> None:
 def associated(entity: AE, pacs: Pacs) -> Association:
     """Ask `pacs` for an association; look at what comes back, it may be none.
 
+    Every wait of it ends after `entity`'s time-outs: the look-up of the host, the connection, the handshake, and each read and
+    write, which pynetdicom alone would leave without an end.
+
     Raises
     ------
     PeerAway
-        Its host has no address.
+        Its host has no address, TLS with it fails, or our own files for it cannot be used now.
     """
+    address = _address(pacs)
     try:
-        return entity.associate(pacs.host, pacs.port, ae_title=pacs.ae_title.strip())
+        context = tls.client_context(pacs) if pacs.tls else None
+        identity = [_identity(pacs)] if pacs.username else []
+    except Final as error:  # the operator can mend it, and the result is still due
+        raise PeerAway(f"{pacs.name}: {error}") from None
+    association = entity.associate(
+        address,
+        pacs.port,
+        ae_title=pacs.ae_title.strip(),
+        ext_neg=cast(Any, identity),
+        evt_handlers=[(evt.EVT_CONN_OPEN, _on_open)],
+        tls_args=None if context is None else (context, pacs.tls_name or pacs.host),
+    )
+    if context is not None and context.trouble is not None and not association.is_established:
+        raise PeerAway(f"{pacs.name}: TLS with {pacs.host}:{pacs.port}: {tls.told(context.trouble)}")
+    return association
+
+
+def _on_open(event: evt.Event) -> None:
+    """Bound each read and write: pynetdicom takes the time-out away once connected, and could never end such a thread."""
+    transport = cast(Any, event.assoc.dul.socket)
+    transport.socket.settimeout(event.assoc.network_timeout)
+
+
+def _address(pacs: Pacs) -> str:
+    """Look the host up, for as long as `timeout_s`: the system's resolver has an end of its own, or none."""
+    found: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
+
+    def look_up() -> None:
+        try:
+            entries = socket.getaddrinfo(pacs.host, pacs.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            entries = []
+        entries.sort(key=lambda entry: entry[0] != socket.AF_INET)  # as pynetdicom: the first of IPv4, else of IPv6
+        found.put([str(entry[4][0]) for entry in entries])
+
+    threading.Thread(target=look_up, name=f"resolve-{pacs.name}", daemon=True).start()
+    try:
+        addresses = found.get(timeout=pacs.timeout_s)
+    except queue.Empty:
+        raise PeerAway(f"{pacs.name}: no name server said the address of {pacs.host} within {pacs.timeout_s:g} s") from None
+    if not addresses:
+        raise PeerAway(f"{pacs.name}: the host {pacs.host} has no address here; is its name spelt right?")
+    return addresses[0]
+
+
+def _identity(pacs: Pacs) -> UserIdentityNegotiation:
+    """Name our user to `pacs` (PS3.7 D.3.3.7: 1 is a user name, 2 a user name with its passcode)."""
+    item = UserIdentityNegotiation()
+    item.user_identity_type = 2 if pacs.passcode else 1
+    item.positive_response_requested = False
+    item.primary_field = pacs.username.encode("utf-8")
+    if pacs.passcode:
+        item.secondary_field = load_passcode(pacs.passcode)
+    return item
+
+
+def certificate_ends(pacs: Pacs) -> datetime:
+    """Shake hands with `pacs` and say when the certificate it presents stops being valid (UTC).
+
+    Raises
+    ------
+    PeerAway
+        No connection, or the handshake failed.
+    BadSettings, BadKey
+        Our own files cannot be used.
+    """
+    context = tls.client_context(pacs)
+    try:
+        with (
+            socket.create_connection((_address(pacs), pacs.port), timeout=pacs.timeout_s) as connection,
+            context.wrap_socket(connection, server_hostname=pacs.tls_name or pacs.host) as secured,
+        ):
+            stated: Any = secured.getpeercert()
     except OSError:
-        raise PeerAway(f"{pacs.name}: the host {pacs.host} has no address here; is its name spelt right?") from None
+        if context.trouble is None:
+            raise PeerAway(not_established(False, pacs)) from None
+        raise PeerAway(f"TLS with {pacs.host}:{pacs.port}: {tls.told(context.trouble)}") from None
+    return datetime.fromtimestamp(ssl.cert_time_to_seconds(stated["notAfter"]), UTC)
 
 
 def not_established(rejected: bool, pacs: Pacs) -> str:

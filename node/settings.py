@@ -27,10 +27,16 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 Hours = Annotated[float, Field(gt=0, le=10 * 365 * 24)]
 PurposeName = Literal["answer", "learn"]
+Username = Annotated[str, Field(max_length=64)]
 
 
 class _Piece(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _whole_identity(username: str, passcode: str) -> None:
+    if passcode and not username:
+        raise ValueError("passcode needs username")
 
 
 class Caller(_Piece):
@@ -42,6 +48,30 @@ class Caller(_Piece):
     """CIDR networks it may call from."""
     purpose: PurposeName = "answer"
     """Whether what it sends to `ae_title` is to be answered with an SR, or only learned from."""
+    max_associations: Annotated[int, Field(ge=1, le=256)] = 8
+    """Associations of this caller alone that may be open at the same time."""
+    certificate_names: list[Annotated[str, Field(min_length=1)]] = []
+    """Common names, alternative names or fingerprints (`sha256:…`), one of which its certificate must bear; empty: any that
+    `[node.tls] ca` has signed. A caller with names is admitted over TLS only."""
+    username: Username = ""
+    """The user it must name (PS3.7 D.3.3.7); empty: none is asked for."""
+    passcode: str = ""
+    """Where the passcode of that user lies; empty: the name alone is compared."""
+    passcode_in_clear: bool = False
+    """Whether name and passcode may come over the plain port."""
+
+    @field_validator("certificate_names")
+    @classmethod
+    def _are_fingerprints(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name.startswith("sha256:") and not re.fullmatch(r"sha256:([0-9A-Fa-f]{2}:?){31}[0-9A-Fa-f]{2}", name):
+                raise ValueError("sha256: is followed by the 64 hexadecimal digits of the certificate's fingerprint")
+        return names
+
+    @model_validator(mode="after")
+    def _passcode_has_a_user(self) -> Caller:
+        _whole_identity(self.username, self.passcode)
+        return self
 
     @field_validator("networks")
     @classmethod
@@ -58,6 +88,34 @@ class Caller(_Piece):
         return any(ip in ipaddress.ip_network(network) for network in self.networks)
 
 
+class Tls(_Piece):
+    """TLS for the peers that call; off while no certificate is named."""
+
+    certificate: str = ""
+    key: str = ""
+    ca: str = ""
+    crl: str = ""
+    port: Port = 2762
+    require_client_certificate: bool = True
+    min_version: Literal["1.2", "1.3"] = "1.2"
+    keep_plain_port: bool = False
+
+    @property
+    def on(self) -> bool:
+        """Say whether callers reach the node over TLS."""
+        return bool(self.certificate)
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Tls:
+        if bool(self.certificate) != bool(self.key):
+            raise ValueError("certificate and key belong together: name both, or neither")
+        if self.on and self.require_client_certificate and not self.ca:
+            raise ValueError("require_client_certificate needs ca: who signs the certificates of callers?")
+        if self.crl and not self.ca:
+            raise ValueError("crl needs ca")
+        return self
+
+
 class Node(_Piece):
     """The node as its peers see it."""
 
@@ -71,8 +129,28 @@ class Node(_Piece):
     max_pdu: Annotated[int, Field(ge=4096, le=1 << 20)] = 131072
     max_object_mb: Annotated[int, Field(ge=1, le=4096)] = 256
     idle_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    object_timeout_s: Seconds = 900.0
     placeholder_patient_ids: list[str] = ["0", "00000000", "1", "ANONYMOUS", "NONE", "UNKNOWN", "TEST", "XXX"]
     vocabulary: str = ""
+    tls: Tls = Tls()
+
+    @property
+    def listens_in_clear(self) -> bool:
+        """Say whether the plain port is open."""
+        return not self.tls.on or self.tls.keep_plain_port
+
+    @model_validator(mode="after")
+    def _callers_can_call(self) -> Node:
+        """Refuse a caller that no port would ever admit: it is a mistake, not a policy."""
+        for caller in self.callers:
+            title = caller.ae_title.strip()
+            if caller.certificate_names and not (self.tls.on and self.tls.ca):
+                raise ValueError(f"caller {title}: certificate_names needs [node.tls] certificate and ca")
+            if caller.passcode and not (self.tls.on or caller.passcode_in_clear):
+                raise ValueError(f"caller {title}: passcode needs [node.tls], or passcode_in_clear = true")
+        if self.tls.keep_plain_port and self.tls.port == self.port != 0:
+            raise ValueError("[node] port and [node.tls] port must differ")
+        return self
 
     @model_validator(mode="after")
     def _titles_differ(self) -> Node:
@@ -94,6 +172,34 @@ class Pacs(_Piece):
     answers_for: list[str] = []
     """Calling AE titles whose studies are answered here; empty: all."""
     timeout_s: Annotated[float, Field(gt=0, le=600)] = 20.0
+    tls: bool = False
+    """Whether results go there over TLS."""
+    tls_ca: str = ""
+    """Who signed its certificate; empty: `[node.tls] ca`."""
+    tls_crl: str = ""
+    tls_name: str = ""
+    """The name its certificate must bear; empty: `host`."""
+    tls_certificate: str = ""
+    """What this node presents there; empty: `[node.tls] certificate`, if there is one."""
+    tls_key: str = ""
+    tls_min_version: Literal["1.2", "1.3"] = "1.2"
+    username: Username = ""
+    """The user this node names there (PS3.7 D.3.3.7); empty: none."""
+    passcode: str = ""
+    """Where the passcode of that user lies."""
+    passcode_in_clear: bool = False
+    """Whether the passcode may leave without TLS."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Pacs:
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise ValueError("tls_certificate and tls_key belong together: name both, or neither")
+        if not self.tls and (self.tls_ca or self.tls_crl or self.tls_name or self.tls_certificate):
+            raise ValueError("tls_ca, tls_crl, tls_name and tls_certificate need tls = true")
+        _whole_identity(self.username, self.passcode)
+        if self.passcode and not (self.tls or self.passcode_in_clear):
+            raise ValueError("passcode needs tls = true, or passcode_in_clear = true")
+        return self
 
     def answers(self, calling_ae: str) -> bool:
         """Say whether results of studies that `calling_ae` sent go to this destination."""
@@ -195,6 +301,9 @@ class Settings(_Piece):
         names = [pacs.name for pacs in self.pacs]
         if len(set(names)) != len(names):
             raise ValueError("two [[pacs]] have the same name")
+        for pacs in self.pacs:
+            if pacs.tls and not (pacs.tls_ca or self.node.tls.ca):
+                raise ValueError(f"pacs {pacs.name}: tls needs tls_ca (or [node.tls] ca): who signed its certificate?")
         return self
 
 
@@ -247,9 +356,29 @@ def _anchored(settings: Settings, folder: Path) -> Settings:
         }
     )
     node = settings.node
-    if node.vocabulary:
-        node = node.model_copy(update={"vocabulary": str((folder / node.vocabulary).resolve())})
-    return settings.model_copy(update={"storage": anchored, "node": node})
+    tls = node.tls.model_copy(update=_files(node.tls, ("certificate", "key", "ca", "crl"), folder))
+    callers = [caller.model_copy(update=_files(caller, ("passcode",), folder)) for caller in node.callers]
+    node = node.model_copy(update={**_files(node, ("vocabulary",), folder), "tls": tls, "callers": callers})
+    pacs = [_with_defaults(one.model_copy(update=_files(one, _PACS_FILES, folder)), tls) for one in settings.pacs]
+    return settings.model_copy(update={"storage": anchored, "node": node, "pacs": pacs})
+
+
+_PACS_FILES = ("tls_ca", "tls_crl", "tls_certificate", "tls_key", "passcode")
+
+
+def _files(piece: _Piece, names: tuple[str, ...], folder: Path) -> dict[str, str]:
+    """Make those of the named places that are set absolute."""
+    return {name: _key_place(getattr(piece, name), folder) for name in names if getattr(piece, name)}
+
+
+def _with_defaults(pacs: Pacs, tls: Tls) -> Pacs:
+    """Let a PACS over TLS have the node's authority and certificate where it names none of its own."""
+    if not pacs.tls:
+        return pacs
+    update = {} if pacs.tls_ca else {"tls_ca": tls.ca, "tls_crl": tls.crl}
+    if not pacs.tls_certificate:
+        update |= {"tls_certificate": tls.certificate, "tls_key": tls.key}
+    return pacs.model_copy(update=update)
 
 
 def _database_url(url: str, folder: Path) -> str:
@@ -305,21 +434,7 @@ def load_key(place: str) -> bytes:
     BadKey
         Missing, malformed, too short, or readable by others.
     """
-    if place.startswith("env:"):
-        name = place.removeprefix("env:")
-        if name not in os.environ:
-            raise BadKey(f"the environment has no {name}, which the settings name as a key")
-        encoded, told = os.environ[name], f"the environment's {name}"
-    else:
-        told = place
-        try:
-            mode = os.stat(place).st_mode
-            encoded = Path(place).read_text("ascii")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not ASCII"
-            raise BadKey(f"{place}: the key cannot be read ({reason}); `osteon init DIR` makes one") from None
-        if stat.S_IMODE(mode) & 0o077:
-            raise BadKey(f"{place}: the key is readable by others (mode {stat.S_IMODE(mode):04o}); `chmod 600` it")
+    encoded, told = _secret(place, "key", remedy="; `osteon init DIR` makes one")
     try:
         key = base64.b64decode(encoded.strip(), validate=True)
     except (binascii.Error, ValueError):
@@ -327,3 +442,46 @@ def load_key(place: str) -> bytes:
     if len(key) != KEY_BYTES:
         raise BadKey(f"{told}: the key has {len(key)} bytes, not {KEY_BYTES}")
     return key
+
+
+def load_passcode(place: str) -> bytes:
+    """Read a passcode, one line of text, from a file of mode 0600 or less, or from the environment (`env:NAME`).
+
+    Raises
+    ------
+    BadKey
+        Missing, empty, or readable by others.
+    """
+    text, told = _secret(place, "passcode", remedy="")
+    passcode = text.rstrip("\r\n").encode("utf-8")
+    if not passcode:
+        raise BadKey(f"{told}: the passcode is empty")
+    return passcode
+
+
+def _secret(place: str, what: str, *, remedy: str) -> tuple[str, str]:
+    """Read the text of a secret, and say how a message may call its place."""
+    if place.startswith("env:"):
+        name = place.removeprefix("env:")
+        if name not in os.environ:
+            raise BadKey(f"the environment has no {name}, which the settings name as a {what}")
+        return os.environ[name], f"the environment's {name}"
+    try:
+        keep_private(Path(place), what)
+        return Path(place).read_text("utf-8"), place
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        raise BadKey(f"{place}: the {what} cannot be read ({reason}){remedy}") from None
+
+
+def keep_private(file: Path, what: str) -> None:
+    """Refuse a secret that others may read.
+
+    Raises
+    ------
+    BadKey
+        The file is open to its group or to everybody.
+    """
+    mode = stat.S_IMODE(file.stat().st_mode)
+    if mode & 0o077:
+        raise BadKey(f"{file}: the {what} is readable by others (mode {mode:04o}); `chmod 600` it")

@@ -25,10 +25,12 @@ def receive(config: Config = DEFAULT_CONFIG) -> None:
         listener = Listener(site.node, intake.take_in)
         try:
             listener.start()
-            logs.event(log, "listening", host=site.node.host, port=listener.port, ae_title=site.node.ae_title)
+            ports = {name: port for name, port in (("port", listener.port), ("tls_port", listener.tls_port)) if port}
+            logs.event(log, "listening", host=site.node.host, **ports, ae_title=site.node.ae_title)
 
             def beat() -> None:
-                told = {"host": site.node.host, "port": listener.port}
+                listener.renew()
+                told = {"host": site.node.host, **ports}
                 role = Role(name="receive", host=socket.gethostname(), pid=os.getpid(), seen_at=datetime.now(UTC), told=told)
                 intake.catalogue.roles.beat(role)
 
