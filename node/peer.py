@@ -11,6 +11,7 @@ import socket
 import ssl
 import threading
 from datetime import UTC, datetime
+from time import monotonic
 from typing import Any, cast
 
 from pydicom.uid import (
@@ -88,6 +89,10 @@ IMAGE_SYNTAXES: tuple[UID, ...] = (
 )
 """In order of preference, for a presentation context that offers several: nothing lossy while something lossless is offered."""
 
+RECV_BYTES = 1 << 18
+MAX_PDU_BYTES = 1 << 20
+"""Far more than the 16382 bytes that we tell a PACS we take."""
+
 # The standard handlers format every message for the log, and messages name patients.
 _config.LOG_HANDLER_LEVEL = "none"
 _config.LOG_REQUEST_IDENTIFIERS = _config.LOG_RESPONSE_IDENTIFIERS = False
@@ -98,7 +103,8 @@ def ae(title: str, *, timeout_s: float = 20.0) -> AE:
     entity = AE(ae_title=title.strip())
     entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-    entity.connection_timeout = entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = timeout_s
+    entity.connection_timeout = entity.acse_timeout = entity.dimse_timeout = timeout_s
+    entity.network_timeout = 3 * timeout_s  # of an idle association; were it one wait, pynetdicom would abort twice after it
     return entity
 
 
@@ -155,9 +161,37 @@ def associated(entity: AE, pacs: Pacs) -> Association:
 
 
 def _on_open(event: evt.Event) -> None:
-    """Bound each read and write: pynetdicom takes the time-out away once connected, and could never end such a thread."""
-    transport = cast(Any, event.assoc.dul.socket)
-    transport.socket.settimeout(event.assoc.network_timeout)
+    """Bound each read and write: pynetdicom takes the time-out away once connected, and waits for its thread to end."""
+    transport, timeout_s = cast(Any, event.assoc.dul.socket), float(event.assoc.acse_timeout or 0)
+
+    def recv(nr_bytes: int) -> bytearray:
+        if nr_bytes > MAX_PDU_BYTES:
+            raise OSError("PDU longer than negotiated")
+        read = read_within(connection, nr_bytes, timeout_s)
+        connection.settimeout(timeout_s)
+        return read
+
+    connection = transport.socket
+    connection.settimeout(timeout_s)
+    transport.recv = recv
+
+
+def read_within(connection: socket.socket, nr_bytes: int, seconds: float) -> bytearray:
+    """Read so many bytes, all of them within `seconds` however slowly they drip; fewer when the peer hangs up.
+
+    Raises
+    ------
+    OSError
+        They did not come in time, or the connection broke.
+    """
+    deadline, read = monotonic() + seconds, bytearray()
+    while len(read) < nr_bytes:
+        connection.settimeout(max(0.001, deadline - monotonic()))
+        part = connection.recv(min(nr_bytes - len(read), RECV_BYTES))
+        if not part:
+            break
+        read += part
+    return read
 
 
 def _address(pacs: Pacs) -> str:

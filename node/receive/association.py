@@ -59,7 +59,6 @@ WAITING_PER_ADDRESS = 32
 OPENING_TIMEOUT_S = 15.0
 """For the TLS handshake and the first byte together; then again for the A-ASSOCIATE request."""
 GRACE_S = 10.0
-RECV_BYTES = 1 << 18
 TLS_RECORD = b"\x16"
 """What a TLS handshake begins with."""
 SAY_AGAIN_S = 60.0
@@ -99,7 +98,6 @@ class Listener:
         self._passcodes: dict[str, bytes] = {}
         self._servers: list[_Server] = []
         self._threads: list[threading.Thread] = []
-        self._working = _Counter()
         self._waiting = _Waiting()
         self._admitted: list[Association] = []
         self._admitting = threading.Lock()
@@ -184,12 +182,11 @@ class Listener:
             socketserver.BaseServer.shutdown(server)
             server.server_close()
         deadline = monotonic() + grace_s
-        while self._working.value and monotonic() < deadline:
+        while any(_guard(one).unanswered and one.is_alive() for one in self._admitted) and monotonic() < deadline:
             sleep(0.02)
         self._waiting.close()
-        for server in servers:
-            for association in server.active_associations:
-                association.abort()
+        for association in self._admitted:
+            association.abort()
 
     # --- who may call ------------------------------------------------------------------------------------------------------
 
@@ -277,21 +274,20 @@ class Listener:
         guard, began = _guard(event.assoc), monotonic()
         if not guard.admitted:
             return status.NOT_AUTHORISED
-        with self._working:
-            try:
-                self._store(event, guard)
-            except Exception as error:  # the rim: whatever it is, the peer gets a status and the log one line
-                code = status.status_of(error)
-                say(
-                    log,
-                    "instance refused",
-                    level=logging.ERROR if code == status.UNEXPECTED else logging.WARNING,
-                    calling_ae=peer.printable(guard.calling_ae),
-                    status=peer.status_text(code),
-                    reason=safe_message(error),
-                    ms=round(1000 * (monotonic() - began)),
-                )
-                return _answer(code, safe_message(error))
+        try:
+            self._store(event, guard)
+        except Exception as error:  # the rim: whatever it is, the peer gets a status and the log one line
+            code = status.status_of(error)
+            say(
+                log,
+                "instance refused",
+                level=logging.ERROR if code == status.UNEXPECTED else logging.WARNING,
+                calling_ae=peer.printable(guard.calling_ae),
+                status=peer.status_text(code),
+                reason=safe_message(error),
+                ms=round(1000 * (monotonic() - began)),
+            )
+            return _answer(code, safe_message(error))
         return status.SUCCESS
 
     def _store(self, event: Event, guard: _Guard) -> None:
@@ -356,7 +352,8 @@ class _Guard:
         self.admitted = self.spoken_to = False
         self.connection: socket.socket | None = None
         self._object_began = 0.0
-        self._unanswered = False
+        self.unanswered = False
+        """Whether a C-STORE came whose answer has not left yet."""
         self._fault = ""
 
     @property
@@ -369,7 +366,7 @@ class _Guard:
         setattr(self.association, _GUARD, self)
         self.association.bind(evt.EVT_PDU_RECV, self._on_pdu)
         self.association.bind(evt.EVT_DIMSE_RECV, self._on_message)
-        self.association.bind(evt.EVT_DIMSE_SENT, self._on_answer)
+        self.association.bind(evt.EVT_PDU_SENT, self._on_sent)
         transport = cast(Any, self.association.dul.socket)
         self.connection = transport.socket
         transport.recv = self._reader(self.connection)
@@ -393,15 +390,9 @@ class _Guard:
             settled = self.association.is_established
             limit = self.max_pdu_bytes if settled else max(MAX_ASSOCIATE_BYTES, self.max_pdu_bytes)
             self._refuse(self._fault or ("PDU longer than negotiated" if nr_bytes > limit else ""))
-            deadline = monotonic() + (self.idle_timeout_s if settled else min(OPENING_TIMEOUT_S, self.idle_timeout_s))
-            read = bytearray()
-            while len(read) < nr_bytes:
-                connection.settimeout(max(0.001, deadline - monotonic()))
-                part = connection.recv(min(nr_bytes - len(read), RECV_BYTES))
-                if not part:
-                    break
-                read += part
-                self.spoken_to = True
+            seconds = self.idle_timeout_s if settled else min(OPENING_TIMEOUT_S, self.idle_timeout_s)
+            read = peer.read_within(connection, nr_bytes, seconds)
+            self.spoken_to = self.spoken_to or bool(read)
             connection.settimeout(self.idle_timeout_s)  # what is written next has a time of its own
             if not settled and read[:1] == TLS_RECORD:
                 self._refuse("TLS on the plain port")
@@ -419,7 +410,7 @@ class _Guard:
         """See each PDU before its fragments are joined: what was joined so far must be within bounds."""
         if not isinstance(event.pdu, P_DATA_TF):
             return
-        if self._unanswered:
+        if self.unanswered:
             self._fault = "a request ahead of the answer to the last one"  # PS3.7 D.3.3.3: no asynchronous window was agreed
         message = self.association.dimse.message
         if message is None:
@@ -438,12 +429,13 @@ class _Guard:
             return
         command = message.command_set
         if command.get("AffectedSOPClassUID") and command.get("AffectedSOPInstanceUID"):
-            self._unanswered = True
+            self.unanswered = True
         elif command.get("MessageID") is not None:
             self._answer_incomplete(command, message.context_id)
 
-    def _on_answer(self, event: Event) -> None:
-        self._unanswered = False
+    def _on_sent(self, event: Event) -> None:
+        if isinstance(event.pdu, P_DATA_TF):
+            self.unanswered = False
 
     def _answer_incomplete(self, command: Dataset, context_id: int | None) -> None:
         """Answer a request that names no SOP class or instance; pynetdicom drops it, and the peer would wait for its time-out."""
@@ -460,22 +452,6 @@ class _Guard:
             reason="the C-STORE request names no SOP class or instance",
         )
         self.association.dimse.send_msg(answer, cast(int, context_id))
-
-
-class _Counter:
-    """Counts who is inside a `with` block, in any thread."""
-
-    def __init__(self) -> None:
-        self.value = 0
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self.value += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self.value -= 1
 
 
 class _Waiting:
