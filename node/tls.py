@@ -55,6 +55,7 @@ _REASONS = {
 """OpenSSL's names of what went wrong, in words that say what to do; other names are given as they are."""
 _VERIFY = {
     3: "there is no revocation list of who signed the certificate; add it to crl",
+    7: "the certificate is signed by an authority that is not in ca; one of the same name with another key is there",
     9: "the certificate is not valid yet; is the clock right?",
     10: "the certificate has expired",
     12: "the revocation list has expired; bring a new one",

@@ -71,7 +71,8 @@ class Authority:
             serial = x509.load_pem_x509_certificate(pair.certificate.read_bytes()).serial_number
             gone = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(NOW - DAY).build()
             builder = builder.add_revoked_certificate(gone)
-        file = self.folder / "crl.pem"
+        self._serial += 1
+        file = self.folder / f"crl-{self._serial}.pem"
         file.write_bytes(builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
         return file
 

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
 FREE_GB_MIN = 5.0
 CLOCK_STEP_S = 5.0
+CERTIFICATE_DAYS_MIN = 30
+CRL_DAYS_MIN = 2
 PAIRS = (("faiss-cpu", "faiss-gpu-cu12"), ("onnxruntime", "onnxruntime-gpu"))
 """Wheels that overwrite each other's files."""
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 OURS = ("node", "models", "training")
 
 
@@ -44,7 +47,7 @@ class Finding:
 
 
 def check(config: Config = DEFAULT_CONFIG) -> None:
-    """Verify directories, keys, disk, peers, model, codecs, packages and clock; exit code 1 when anything fails."""
+    """Verify directories, keys, certificates, disk, peers, model, codecs, packages and clock; exit code 1 when anything fails."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -72,6 +75,7 @@ def findings(site: Settings) -> Iterator[Finding]:
         _directories,
         _stores,
         _callers,
+        _tls,
         _peers,
         _model,
         _provider,
@@ -89,7 +93,7 @@ def findings(site: Settings) -> Iterator[Finding]:
 
 def _keys(site: Settings) -> Iterator[Finding]:
     from node.errors import BadKey
-    from node.settings import load_key
+    from node.settings import load_key, load_passcode
 
     found = {}
     for name in ("site_key", "vault_key"):
@@ -99,6 +103,13 @@ def _keys(site: Settings) -> Iterator[Finding]:
             yield Finding(Verdict.OK, name, place)
         except BadKey as error:
             yield Finding(Verdict.FAIL, name, str(error))
+    for place in (*(caller.passcode for caller in site.node.callers), *(pacs.passcode for pacs in site.pacs)):
+        try:
+            if place:
+                load_passcode(place)
+                yield Finding(Verdict.OK, "passcode", place)
+        except BadKey as error:
+            yield Finding(Verdict.FAIL, "passcode", str(error))
     if len(found) == 2 and found["site_key"] == found["vault_key"]:
         yield Finding(Verdict.FAIL, "keys", "site key and vault key are the same; the vault needs a key of its own")
 
@@ -153,7 +164,7 @@ def _callers(site: Settings) -> Iterator[Finding]:
         if site.pacs and caller.purpose == "answer" and not any(pacs.answers(caller.ae_title) for pacs in site.pacs):
             told = f"{caller.ae_title}: no [[pacs]] answers_for it; its studies count as delivered and nobody sees the results"
             yield Finding(Verdict.FAIL, "callers", told)
-    if site.node.host in ("127.0.0.1", "::1", "localhost"):
+    if site.node.host in LOOPBACK:
         yield Finding(Verdict.WARN, "network", f"listens on {site.node.host} only; set [node] host to be reached from the PACS")
     named = {caller.ae_title.strip() for caller in site.node.callers}
     for pacs in site.pacs:
@@ -162,7 +173,49 @@ def _callers(site: Settings) -> Iterator[Finding]:
                 yield Finding(Verdict.FAIL, "pacs", f"{pacs.name}: answers_for names {title}, which is no [[node.callers]]")
 
 
+def _tls(site: Settings) -> Iterator[Finding]:
+    """Look at our own certificate as the peers that call will, and at what their certificates are judged by."""
+    from node import tls
+
+    settings = site.node.tls
+    if settings.on:
+        tls.server_context(settings)
+        ports = f"TLS {settings.min_version} or newer on port {settings.port}"
+        yield _until(tls.ends(settings.certificate), "tls", f"{settings.certificate}: fits its key, {ports}")
+        if settings.ca and (why := tls.signed_by(settings.certificate, settings.key, settings.ca)):
+            told = (
+                f"{settings.certificate}: whoever trusts {settings.ca} alone refuses it ({why}); callers need its own authority"
+            )
+            yield Finding(Verdict.WARN, "tls", told)
+        if not settings.require_client_certificate:
+            yield Finding(Verdict.WARN, "tls", "callers need no certificate: require_client_certificate = false")
+        for caller in site.node.callers:
+            if settings.ca and not caller.certificate_names:
+                told = f"{caller.ae_title}: any certificate of {settings.ca} may call under this title; set certificate_names"
+                yield Finding(Verdict.WARN, "tls", told)
+        if settings.keep_plain_port:
+            yield Finding(Verdict.WARN, "tls", f"plain DICOM is still taken on port {site.node.port}: keep_plain_port = true")
+    elif site.node.callers and site.node.host not in LOOPBACK:
+        yield Finding(Verdict.WARN, "tls", "off: whoever is on the network reads along; set [node.tls]")
+    for file in sorted({settings.ca, *(pacs.tls_ca for pacs in site.pacs if pacs.tls)} - {""}):
+        for authority in tls.certificates(file):
+            yield _until(authority.not_valid_after_utc, "tls", f"{file}: an authority")
+    for file in sorted({settings.crl, *(pacs.tls_crl for pacs in site.pacs if pacs.tls)} - {""}):
+        if (end := tls.crl_ends(file)) is not None:
+            yield _until(end, "tls", f"{file}: the revocation list", days=CRL_DAYS_MIN)
+
+
+def _until(end: datetime, what: str, told: str, *, days: int = CERTIFICATE_DAYS_MIN) -> Finding:
+    """Judge when something stops being valid."""
+    left = (end - datetime.now(UTC)).total_seconds() / 86400
+    if left <= 0:
+        return Finding(Verdict.FAIL, what, f"{told}: EXPIRED on {end:%Y-%m-%d %H:%M} UTC; nobody will accept it")
+    verdict = Verdict.OK if left >= days else Verdict.WARN
+    return Finding(verdict, what, f"{told}; valid until {end:%Y-%m-%d} ({left:.0f} days)")
+
+
 def _peers(site: Settings) -> Iterator[Finding]:
+    from models.errors import Final
     from node import peer
     from node.errors import PeerAway
 
@@ -171,9 +224,13 @@ def _peers(site: Settings) -> Iterator[Finding]:
     for pacs in site.pacs:
         where = f"{pacs.name}: {pacs.ae_title}@{pacs.host}:{pacs.port}"
         try:
+            if pacs.tls:
+                yield _until(peer.certificate_ends(pacs), "pacs", f"{where}: its certificate")
+            elif pacs.host not in LOOPBACK:
+                yield Finding(Verdict.WARN, "pacs", f"{where}: results, with the patient's name, leave without TLS")
             peer.echo(pacs, site.node.ae_title)
-            yield Finding(Verdict.OK, "pacs", f"{where} answers C-ECHO")
-        except PeerAway as error:
+            yield Finding(Verdict.OK, "pacs", f"{where} answers C-ECHO{' over TLS' if pacs.tls else ''}")
+        except (PeerAway, Final) as error:
             yield Finding(Verdict.FAIL, "pacs", f"{where}: {error}")
 
 

@@ -30,7 +30,7 @@ def receive(config: Config = DEFAULT_CONFIG) -> None:
 
             def beat() -> None:
                 listener.renew()
-                told = {"host": site.node.host, **ports}
+                told = {"host": site.node.host, **ports, "certificate_until": listener.certificate_until}
                 role = Role(name="receive", host=socket.gethostname(), pid=os.getpid(), seen_at=datetime.now(UTC), told=told)
                 intake.catalogue.roles.beat(role)
 

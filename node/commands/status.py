@@ -40,7 +40,9 @@ def _overview(catalogue: Catalogue, site: Settings) -> list[str]:
     from models.registry import Registry
 
     now = datetime.now(UTC)
-    lines = [f"Osteon {site.node.ae_title} on {site.node.host}:{site.node.port}  (research use only)", "", "Roles"]
+    ports = [f"{site.node.host}:{site.node.port}"] if site.node.listens_in_clear else []
+    ports += [f"{site.node.host}:{site.node.tls.port} (TLS)"] if site.node.tls.on else []
+    lines = [f"Osteon {site.node.ae_title} on {' and '.join(ports)}  (research use only)", "", "Roles"]
     roles = catalogue.roles.all()
     for role in roles:
         age_s = (now - role.seen_at).total_seconds()

@@ -92,6 +92,8 @@ class Listener:
         self.node = node
         self.port = self.tls_port = 0
         """The ports bound, known once started; 0 is none."""
+        self.certificate_until = ""
+        """The day on which our certificate stops being valid; empty without TLS."""
         self._take_in = take_in
         self._callers = {caller.ae_title.strip(): caller for caller in node.callers}
         self._called = {node.ae_title.strip(), node.learn_ae_title.strip()}
@@ -113,7 +115,7 @@ class Listener:
             An address cannot be bound, or a certificate, key or passcode cannot be used.
         """
         self._passcodes = {title: load_passcode(caller.passcode) for title, caller in self._callers.items() if caller.passcode}
-        context = tls.server_context(self.node.tls) if self.node.tls.on else None
+        context = self._context() if self.node.tls.on else None
         try:
             if self.node.listens_in_clear:
                 self.port = self._listen("[node] host, port", self.node.port, None)
@@ -122,6 +124,11 @@ class Listener:
         except BadSettings:
             self.stop()
             raise
+
+    def _context(self) -> ssl.SSLContext:
+        context = tls.server_context(self.node.tls)
+        self.certificate_until = f"{tls.ends(self.node.tls.certificate):%Y-%m-%d}"
+        return context
 
     def _listen(self, named: str, port: int, context: ssl.SSLContext | None) -> int:
         entity = peer.ae(self.node.ae_title)
@@ -167,13 +174,13 @@ class Listener:
             return
         self._tls_seen = seen
         try:
-            context = tls.server_context(self.node.tls)
+            context = self._context()
         except Final as error:
             say(log, "certificate not renewed", level=logging.ERROR, reason=str(error))
             return
         for server in self._servers:
             server.context = server.context and context
-        say(log, "certificate renewed", ends=f"{tls.ends(self.node.tls.certificate):%Y-%m-%d}")
+        say(log, "certificate renewed", until=self.certificate_until)
 
     def stop(self, *, grace_s: float = GRACE_S) -> None:
         """Take no more connections, finish what is being taken in, and end the associations."""
