@@ -30,6 +30,8 @@ _NO_TLS = "no TLS was spoken; is this plain DICOM on a TLS port, or TLS on a pla
 _OURS_REFUSED = "the other side refuses our certificate; does it trust who signed it, and is it in date?"
 _NOTHING_SHARED = "no cipher suite in common; ECDHE with AES-GCM or ChaCha20 is needed"
 _OLD = "no TLS version in common; 1.2 or 1.3 is needed"
+_SMALL = "the key of a certificate is too small; RSA 2048 or P-256 is the least"
+_WEAK = "a certificate is signed with SHA-1 or MD5"
 _CLOSED = "the other side closed the connection"
 _REASONS = {
     "WRONG_VERSION_NUMBER": _NO_TLS,
@@ -49,8 +51,9 @@ _REASONS = {
     "SSLV3_ALERT_CERTIFICATE_UNKNOWN": _OURS_REFUSED,
     "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": _OURS_REFUSED,
     "UNEXPECTED_EOF_WHILE_READING": _CLOSED,
-    "EE_KEY_TOO_SMALL": "the key of the certificate is too small; RSA 2048 or P-256 is the least",
-    "CA_MD_TOO_WEAK": "a certificate is signed with SHA-1 or MD5",
+    "EE_KEY_TOO_SMALL": _SMALL,
+    "CA_KEY_TOO_SMALL": _SMALL,
+    "CA_MD_TOO_WEAK": _WEAK,
 }
 """OpenSSL's names of what went wrong, in words that say what to do; other names are given as they are."""
 _VERIFY = {
@@ -67,6 +70,9 @@ _VERIFY = {
     26: "the certificate is not made for this use; a caller needs clientAuth, a listener serverAuth",
     62: "the certificate is for another name; set tls_name to the name it bears",
     64: "the certificate is for another address; set tls_name to the name it bears",
+    66: _SMALL,
+    67: _SMALL,
+    68: _WEAK,
 }
 """Verification results of OpenSSL (X509_V_ERR_*)."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,9 +67,13 @@ def test_a_study_comes_and_its_result_leaves_over_mutual_tls(tmp_path: Path, ca:
             sent = subprocess.run(send, capture_output=True, text=True, timeout=60)
             assert sent.returncode == 0, sent.stderr
             (report,) = until(lambda: list(folder.glob("SR*")), seconds=60)
+            status = [sys.executable, "-m", "node", "status", "--config", str(config)]
+            told = subprocess.run(status, capture_output=True, text=True, timeout=60).stdout
         finally:
             storescp.terminate()
     assert dcmread(report).StudyInstanceUID == dcmread(file).StudyInstanceUID
+    assert "Osteon OSTEON on 127.0.0.1:0 (TLS)" in told
+    assert f"tls_port: {listening['tls_port']}, certificate_until: {NOW + 90 * DAY:%Y-%m-%d}" in told
 
 
 @contextmanager
