@@ -179,7 +179,10 @@ def _present(context: ssl.SSLContext, certificate: str, key: str) -> None:
 def _trust(context: ssl.SSLContext, ca: str, crl: str) -> None:
     """Trust the authorities in `ca`, and them alone: an authority in between may stand there without its root."""
     certificates(ca)
-    context.load_verify_locations(ca)
+    try:
+        context.load_verify_locations(ca)
+    except OSError as error:
+        raise BadSettings(f"{ca}: cannot be used ({told(error)})") from None
     context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
     if crl:
         try:
@@ -251,14 +254,18 @@ def signed_by(certificate: str, key: str, ca: str) -> str:
     return ""
 
 
-def bears(connection: ssl.SSLSocket, names: Sequence[str]) -> bool:
-    """Say whether the peer's certificate has one of `names`: a common or alternative name, or its fingerprint."""
-    found = {fingerprint(connection)}
+def borne_by(connection: ssl.SSLSocket) -> frozenset[str]:
+    """Give what the peer's verified certificate bears: common names, alternative names, and its fingerprint."""
     stated: Any = connection.getpeercert() or {}
-    for kind, name in (*(pair for rdn in stated.get("subject", ()) for pair in rdn), *stated.get("subjectAltName", ())):
-        if kind in ("commonName", "DNS", "IP Address", "URI", "email") and not name.lower().startswith("sha256:"):
-            found.add(name.lower())
-    return any(_normal(name) in found for name in names)
+    pairs = [*(pair for names in stated.get("subject", ()) for pair in names), *stated.get("subjectAltName", ())]
+    names = {str(name).lower() for kind, name in pairs if kind in ("commonName", "DNS", "IP Address", "URI", "email")}
+    names = {name for name in names if not name.startswith("sha256:")}  # a name cannot pass for a fingerprint
+    return frozenset(names | {fingerprint(connection)} if stated else ())
+
+
+def bears(borne: frozenset[str], names: Sequence[str]) -> bool:
+    """Say whether a certificate that bears this has one of `names`; fingerprints may be written with colons."""
+    return not borne.isdisjoint(_normal(name) for name in names)
 
 
 def _normal(name: str) -> str:

@@ -63,6 +63,8 @@ TLS_RECORD = b"\x16"
 """What a TLS handshake begins with."""
 SAY_AGAIN_S = 60.0
 """The same trouble from the same address is logged once in this time, with how often it was."""
+SAID_AT_MOST = 1024
+"""So many troubles are remembered for that."""
 UNLIMITED = 1 << 16
 
 # PS3.8 9.3.4: result, source, reason of an A-ASSOCIATE-RJ
@@ -193,7 +195,8 @@ class Listener:
             sleep(0.02)
         self._waiting.close()
         for association in self._admitted:
-            association.abort()
+            if association.is_alive():
+                association.abort()
 
     # --- who may call ------------------------------------------------------------------------------------------------------
 
@@ -224,7 +227,7 @@ class Listener:
                     called_ae=peer.printable(called),
                     address=association.requestor.address,
                     reason=why,
-                    **guard.certificate(),
+                    **({"certificate": guard.fingerprint} if guard.fingerprint else {}),
                 )
                 association.kill()
 
@@ -233,11 +236,11 @@ class Listener:
         caller = self._callers.get(calling)
         if caller is None or not caller.calls_from(association.requestor.address):
             return _CALLING_UNKNOWN
-        if caller.certificate_names and not (guard.tls and tls.bears(guard.tls, caller.certificate_names)):
+        if caller.certificate_names and not tls.bears(guard.borne, caller.certificate_names):
             return _NOT_ITS_CERTIFICATE
         if called not in self._called:
             return _CALLED_UNKNOWN
-        if caller.username and not self._names_its_user(caller, association, secured=guard.tls is not None):
+        if caller.username and not self._names_its_user(caller, association, secured=isinstance(guard.connection, ssl.SSLSocket)):
             return _NOT_ITS_USER
         with self._admitting:
             self._admitted = [other for other in self._admitted if other.is_alive()]
@@ -358,15 +361,14 @@ class _Guard:
         self.calling_ae = self.called_ae = ""
         self.admitted = self.spoken_to = False
         self.connection: socket.socket | None = None
+        self.fingerprint = ""
+        """Of the peer's certificate; empty without one."""
+        self.borne: frozenset[str] = frozenset()
+        """What its certificate bears, for `tls.bears`."""
         self._object_began = 0.0
         self.unanswered = False
         """Whether a C-STORE came whose answer has not left yet."""
         self._fault = ""
-
-    @property
-    def tls(self) -> ssl.SSLSocket | None:
-        """Give the connection when it is secured."""
-        return self.connection if isinstance(self.connection, ssl.SSLSocket) else None
 
     def stand(self) -> None:
         """Watch the association's messages, and read its socket only within bounds."""
@@ -378,14 +380,12 @@ class _Guard:
         self.connection = transport.socket
         transport.recv = self._reader(self.connection)
         self.connection.settimeout(self.idle_timeout_s)
+        if isinstance(self.connection, ssl.SSLSocket):  # now, while nobody else can have closed it
+            self.fingerprint, self.borne = tls.fingerprint(self.connection), tls.borne_by(self.connection)
 
     def admit(self, calling_ae: str, called_ae: str) -> None:
         """Let it ask."""
         self.calling_ae, self.called_ae, self.admitted = calling_ae, called_ae, True
-
-    def certificate(self) -> dict[str, str]:
-        """Give what a log line may say of the peer's certificate."""
-        return {} if self.tls is None else {"certificate": tls.fingerprint(self.tls)}
 
     def _reader(self, connection: socket.socket) -> Callable[[int], bytearray]:
         """Make what pynetdicom reads a PDU with: it asks for 6 bytes of header, then for as many as the peer claims.
@@ -471,10 +471,14 @@ class _Waiting:
     def __init__(self) -> None:
         self._open: weakref.WeakKeyDictionary[socket.socket, str] = weakref.WeakKeyDictionary()  # in order of arrival
         self._lock = threading.Lock()
+        self._closed = False
 
     def enter(self, connection: socket.socket, address: str) -> None:
         """Count a new connection, and make room for it."""
         with self._lock:
+            if self._closed:
+                _hang_up(connection)
+                return
             for other in [other for other in self._open if other.fileno() < 0]:
                 del self._open[other]
             self._open[connection] = address
@@ -492,8 +496,9 @@ class _Waiting:
                 self._open.pop(connection, None)
 
     def close(self) -> None:
-        """Hang up on all."""
+        """Hang up on all, and on all that come."""
         with self._lock:
+            self._closed = True
             for connection in list(self._open):
                 _hang_up(connection)
 
@@ -517,7 +522,7 @@ class _Seldom:
             said_at, unsaid = self._seen.pop(what, (float("-inf"), 0))
             due = monotonic() - said_at >= SAY_AGAIN_S
             self._seen[what] = (monotonic(), 0) if due else (said_at, unsaid + 1)
-            while len(self._seen) > WAITING:
+            while len(self._seen) > SAID_AT_MOST:
                 self._seen.popitem(last=False)
             return unsaid + 1 if due else 0
 
