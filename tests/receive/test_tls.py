@@ -22,7 +22,7 @@ from pynetdicom.association import Association
 from pynetdicom.sop_class import DigitalXRayImageStorageForPresentation, Verification
 
 from node.errors import BadKey, BadSettings
-from node.receive.association import Listener
+from node.receive.association import WAITING, Listener, _Waiting
 from node.settings import Caller, Node, Tls
 
 
@@ -296,8 +296,37 @@ def test_peers_that_shook_hands_and_then_say_nothing_make_room(listen: Listen, c
     port, context = listen().tls_port, secured(ca, sender)
     silent = [context.wrap_socket(socket.create_connection(("127.0.0.1", port)), server_hostname="localhost") for _ in range(40)]
     assert echo(port, context) == 0x0000
+    silent[0].settimeout(5)
+    assert silent[0].recv(1) == b""  # the oldest were hung up on, ...
+    silent[-1].settimeout(0.2)
+    with pytest.raises(TimeoutError):  # ... the newest not yet
+        silent[-1].recv(1)
     for connection in silent:
         connection.close()
+
+
+def test_an_address_that_crowds_the_door_makes_room_for_the_others() -> None:
+    waiting = _Waiting()
+    pairs = {(address, number): socket.socketpair() for address in "abcde" for number in range(30)}
+    quiet = socket.socketpair()
+    waiting.enter(quiet[0], "quiet")
+    for (address, _), (ours, _) in pairs.items():
+        waiting.enter(ours, address)
+
+    def hung_up(pair: tuple[socket.socket, socket.socket]) -> bool:
+        pair[1].setblocking(False)
+        try:
+            return pair[1].recv(1) == b""
+        except BlockingIOError:
+            return False
+
+    gone = [key for key, pair in pairs.items() if hung_up(pair)]
+    assert len(gone) == 151 - WAITING
+    assert not hung_up(quiet)
+    assert all(number < 15 for _, number in gone)  # the oldest of each
+    for pair in (quiet, *pairs.values()):
+        pair[0].close()
+        pair[1].close()
 
 
 def test_a_stalled_handshake_is_ended_in_time(listen: Listen, failures: Failures) -> None:
