@@ -46,15 +46,24 @@ class Authority:
         builder = builder.add_extension(x509.BasicConstraints(True, None), True).add_extension(usage, True)
         self.certificate.write_bytes(builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str, *, days: float = 90, since: float = 1, key: Private | None = None, names: bool = True) -> Pair:
-        """Issue a certificate for `name`, localhost and 127.0.0.1, valid for `days` from now, as listener and as caller."""
+    def issue(
+        self,
+        name: str,
+        *,
+        days: float = 90,
+        since: float = 1,
+        key: Private | None = None,
+        names: bool = True,
+        calls: bool = True,
+    ) -> Pair:
+        """Issue a certificate for `name` and this machine, for who listens and, when it `calls`, for who calls."""
         private = key or ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         until = NOW + days * DAY
         builder = self._builder(subject, private, min(NOW - since * DAY, until - DAY), until)
         also = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
         builder = builder.add_extension(x509.SubjectAlternativeName(also), False) if names else builder
-        purposes = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
+        purposes = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, *([ExtendedKeyUsageOID.CLIENT_AUTH] if calls else [])])
         builder = builder.add_extension(x509.BasicConstraints(False, None), True).add_extension(purposes, False)
         pair = Pair(self.folder / f"{name}.pem", self.folder / f"{name}.key")
         pair.certificate.write_bytes(builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))

@@ -25,13 +25,13 @@ def receive(config: Config = DEFAULT_CONFIG) -> None:
         listener = Listener(site.node, intake.take_in)
         try:
             listener.start()
-            ports = {name: port for name, port in (("port", listener.port), ("tls_port", listener.tls_port)) if port}
-            logs.event(log, "listening", host=site.node.host, **ports, ae_title=site.node.ae_title)
+            logs.event(log, "listening", ae_title=site.node.ae_title, **listener.where())
 
             def beat() -> None:
                 listener.renew()
-                told = {"host": site.node.host, **ports, "certificate_until": listener.certificate_until}
-                role = Role(name="receive", host=socket.gethostname(), pid=os.getpid(), seen_at=datetime.now(UTC), told=told)
+                role = Role(
+                    name="receive", host=socket.gethostname(), pid=os.getpid(), seen_at=datetime.now(UTC), told=listener.where()
+                )
                 intake.catalogue.roles.beat(role)
 
             def step() -> bool:

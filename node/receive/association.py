@@ -169,6 +169,11 @@ class Listener:
         if not self._threads or not all(thread.is_alive() for thread in self._threads):
             raise RuntimeError("the listener has ended")
 
+    def where(self) -> dict[str, Any]:
+        """Say where it listens, and until when its certificate is valid: for a log line, or a heartbeat."""
+        told = {"port": self.port, "tls_port": self.tls_port, "certificate_until": self.certificate_until}
+        return {"host": self.node.host} | {name: value for name, value in told.items() if value}
+
     def renew(self) -> None:
         """Take certificate, key and authorities anew when a file of them changed; keep the old while the new cannot be used."""
         seen = tls.stamp(self._tls_files)

@@ -184,6 +184,7 @@ def test_who_cannot_prove_himself_is_refused_with_one_line_that_says_why(
             (ca.issue("expired", days=-2), "the certificate has expired"),
             (ca.issue("early", since=-1, days=90), "not valid yet"),
             (ca.issue("weak", key=weak), "too small"),
+            (ca.issue("listener", calls=False), "not made for this use"),
         ],
         start=1,
     ):
@@ -193,7 +194,7 @@ def test_who_cannot_prove_himself_is_refused_with_one_line_that_says_why(
             context.load_cert_chain(own.certificate, own.key)
         assert_refused(port, context)
         assert why in failures(number)[-1]
-    assert len(failures(5)) == 5
+    assert len(failures(6)) == 6
     assert "SECRET" not in caplog.text + str([vars(record) for record in caplog.records])
 
 

@@ -7,6 +7,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -21,9 +22,11 @@ from pynetdicom.sop_class import Verification
 from studies import image, part10
 
 from node import peer
+from node.demo.orthanc import Orthanc
 from node.errors import PeerAway
+from node.receive.association import Listener
 from node.reply import delivery
-from node.settings import Pacs
+from node.settings import Caller, Node, Pacs, Tls
 
 
 @pytest.fixture
@@ -103,6 +106,54 @@ def test_storescp_refuses_us_without_a_certificate_or_with_one_it_does_not_know(
         with pytest.raises(PeerAway, match="refuses our certificate"):
             deliver(destination(port, ca, Authority(tmp_path / "other").issue("osteon")))
         assert not list(folder.iterdir())
+
+
+# --- Orthanc -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class SecureOrthanc(Orthanc):
+    """An Orthanc that listens and sends over mutual TLS alone."""
+
+    own: Pair | None = None
+    ca: Authority | None = None
+
+    def _settings(self) -> dict[str, Any]:
+        assert self.own is not None
+        assert self.ca is not None
+        return super()._settings() | {
+            "DicomTlsEnabled": True,
+            "DicomTlsCertificate": str(self.own.certificate),
+            "DicomTlsPrivateKey": str(self.own.key),
+            "DicomTlsTrustedCertificates": str(self.ca.certificate),
+            "DicomTlsRemoteCertificateRequired": True,
+            "DicomModalities": {
+                title: {"AET": title, "Host": "127.0.0.1", "Port": port, "UseDicomTls": True}
+                for title, port in self.callers.items()
+            },
+        }
+
+
+def test_orthanc_takes_a_result_and_routes_to_us_over_mutual_tls(tmp_path: Path, ca: Authority, ours: Pair) -> None:
+    shared.tool("Orthanc")
+    got: list[dict[str, str]] = []
+    tls = Tls(certificate=str(ours.certificate), key=str(ours.key), ca=str(ca.certificate), port=0)
+    caller = Caller(ae_title="ORTHANC", networks=["127.0.0.1"], certificate_names=["orthanc"])
+    node = Node(ae_title="OSTEON", learn_ae_title="L", port=0, default_issuer="T", callers=[caller], tls=tls)
+    listener = Listener(node, lambda raw, **told: got.append(told))
+    listener.start()
+    try:
+        with SecureOrthanc(tmp_path / "o", callers={"OSTEON": listener.tls_port}, own=ca.issue("orthanc"), ca=ca) as orthanc:
+            to = destination(orthanc.port, ca, ours, ae_title="ORTHANC")
+            assert deliver(to).patient_check is delivery.PatientCheck.NO_STUDY
+            assert deliver(to).patient_check is delivery.PatientCheck.SAME
+            with pytest.raises(PeerAway, match="no association"):
+                deliver(destination(orthanc.port, ca, None, ae_title="ORTHANC", tls=False, tls_ca=""))
+            (instance,) = orthanc.get("/instances")
+            orthanc.post("/modalities/OSTEON/store", instance)
+        assert [told["calling_ae"] for told in got] == ["ORTHANC"]
+    finally:
+        listener.stop(grace_s=2)
 
 
 # --- whom we trust -----------------------------------------------------------------------------------------------------------
