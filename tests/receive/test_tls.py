@@ -279,18 +279,25 @@ def test_stalled_connections_do_not_delay_a_good_association(
 ) -> None:
     listener = listen(keep_plain_port=True)
     port = listener.tls_port if secure else listener.port
+    context = secured(ca, sender) if secure else None
+    undisturbed = _seconds(lambda: echo(port, context))
     stalled = []
     hello = b"" if said == "nothing" else half_a_hello() if secure else b"\x01\x00\x00\x00\x00\xcd\x00\x01"
     try:
         for _ in range(how_many):
             stalled.append(socket.create_connection(("127.0.0.1", port), timeout=5))
             stalled[-1].sendall(hello)
-        began = monotonic()
-        assert echo(port, secured(ca, sender) if secure else None) == 0x0000
-        assert monotonic() - began < within_s
+        assert _seconds(lambda: echo(port, context)) - undisturbed < within_s
     finally:
         for connection in stalled:
             connection.close()
+
+
+def _seconds(act: Callable[[], int]) -> float:
+    """Say how long a successful C-ECHO took, association and all."""
+    began = monotonic()
+    assert act() == 0x0000
+    return monotonic() - began
 
 
 def test_peers_that_shook_hands_and_then_say_nothing_make_room(listen: Listen, ca: Authority, sender: Pair) -> None:

@@ -24,7 +24,7 @@ from node.reply import delivery
 from node.settings import Pacs as Destination
 
 TIMEOUT_S = 0.5
-ENOUGH_S = 2.0
+ENOUGH_S = 3.0
 """For a step that shall succeed, on a busy machine."""
 SOON_S = 15.0
 """Several waits of `TIMEOUT_S` may follow each other, and pynetdicom's threads take a moment to end."""
@@ -119,6 +119,7 @@ def test_a_query_that_is_not_answered_is_left_and_the_result_sent(pacs: Pacs) ->
 def test_a_query_whose_answers_never_end(pacs: Pacs, monkeypatch: pytest.MonkeyPatch, pause_s: float) -> None:
     """Each answer comes in time, and each names the right study."""
     monkeypatch.setattr(delivery, "ANSWERS_READ_MAX", 50)
+    monkeypatch.setattr(delivery, "QUERY_TIMEOUTS", 1)
     original = image(modality="CR")
 
     def find(event: Any) -> Iterator[tuple[int, Dataset]]:
