@@ -161,6 +161,9 @@ def _callers(site: Settings) -> Iterator[Finding]:
         wide = [network for network in caller.networks if network.endswith("/0")]
         if wide:
             yield Finding(Verdict.WARN, "callers", f"{caller.ae_title} may call from anywhere ({wide[0]})")
+        if len(site.node.callers) > 1 and caller.max_associations >= site.node.max_associations:
+            told = f"{caller.ae_title} can take all {site.node.max_associations} associations; lower its max_associations"
+            yield Finding(Verdict.WARN, "callers", told)
         if site.pacs and caller.purpose == "answer" and not any(pacs.answers(caller.ae_title) for pacs in site.pacs):
             told = f"{caller.ae_title}: no [[pacs]] answers_for it; its studies count as delivered and nobody sees the results"
             yield Finding(Verdict.FAIL, "callers", told)

@@ -95,7 +95,7 @@ def pacs_over_tls(own: Pair) -> Iterator[int]:
 
 
 def checked(config: Path) -> list[Finding]:
-    return [found for found in findings(load(config)) if found.what in ("tls", "pacs", "passcode", "peers")]
+    return [found for found in findings(load(config)) if found.what in ("tls", "pacs", "passcode", "peers", "callers")]
 
 
 def said(config: Path, verdict: Verdict) -> str:
@@ -165,6 +165,19 @@ def test_check_warns_of_a_network_that_reads_along(tmp_path: Path) -> None:
     warned = said(init_site(tmp_path / "site", node={"host": "192.0.2.1", "callers": callers}, pacs=pacs), Verdict.WARN)
     assert "reads along" in warned
     assert "leave without TLS" in warned
+
+
+def test_check_warns_of_a_caller_that_leaves_nothing_to_the_others(tmp_path: Path) -> None:
+    callers = [{"ae_title": name, "networks": ["127.0.0.1"], "max_associations": most} for name, most in (("A", 4), ("B", 3))]
+    warned = said(init_site(tmp_path / "site", node={"callers": callers, "max_associations": 4}), Verdict.WARN)
+    assert "A can take all 4 associations" in warned
+    assert "B can" not in warned
+
+
+def test_check_names_a_passcode_that_cannot_be_used(tmp_path: Path) -> None:
+    callers = [{"ae_title": "A", "networks": ["127.0.0.1"], "username": "a", "passcode": "none", "passcode_in_clear": True}]
+    failed = said(init_site(tmp_path / "site", node={"callers": callers}), Verdict.FAIL)
+    assert "the passcode cannot be read (No such file or directory)" in failed
 
 
 # --- settings ----------------------------------------------------------------------------------------------------------------
