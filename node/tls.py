@@ -217,8 +217,8 @@ def _read(file: str) -> bytes:
 
 
 def ends(file: str) -> datetime:
-    """Say when the first certificate in a PEM file stops being valid (UTC)."""
-    end: datetime = certificates(file)[0].not_valid_after_utc
+    """Say when the first of a certificate and the authorities in between, in a PEM file, stops being valid (UTC)."""
+    end: datetime = min(one.not_valid_after_utc for one in certificates(file))
     return end
 
 
