@@ -24,6 +24,8 @@ from node import timetable
 from node.errors import BadKey, BadSettings
 
 KEY_BYTES = 32
+SECRET_MAX = 1024
+"""Bytes read of a file that should hold a secret."""
 ENVIRONMENT, CREDENTIAL = "env:", "credential:"
 """What the place of a key begins with that is no file of the site."""
 AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^ *[\x21-\x5b\x5d-\x7e][\x20-\x5b\x5d-\x7e]*$")]
@@ -33,10 +35,16 @@ Seconds = Annotated[float, Field(gt=0, le=86400)]
 Hours = Annotated[float, Field(gt=0, le=10 * 365 * 24)]
 PurposeName = Literal["answer", "learn"]
 RoleName = Literal["receive", "reply", "schedule"]
+Username = Annotated[str, Field(max_length=64)]
 
 
 class _Piece(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _whole_identity(username: str, passcode: str) -> None:
+    if passcode and not username:
+        raise ValueError("passcode needs username")
 
 
 class Caller(_Piece):
@@ -48,6 +56,30 @@ class Caller(_Piece):
     """CIDR networks it may call from."""
     purpose: PurposeName = "answer"
     """Whether what it sends to `ae_title` is to be answered with an SR, or only learned from."""
+    max_associations: Annotated[int, Field(ge=1, le=256)] = 8
+    """Associations of this caller alone that may be open at the same time."""
+    certificate_names: list[Annotated[str, Field(min_length=1)]] = []
+    """Common names, alternative names or fingerprints (`sha256:…`), one of which its certificate must bear; empty: any that
+    `[node.tls] ca` has signed. A caller with names is admitted over TLS only."""
+    username: Username = ""
+    """The user it must name (PS3.7 D.3.3.7); empty: none is asked for."""
+    passcode: str = ""
+    """Where the passcode of that user lies; empty: the name alone is compared."""
+    passcode_in_clear: bool = False
+    """Whether name and passcode may come over the plain port."""
+
+    @field_validator("certificate_names")
+    @classmethod
+    def _are_fingerprints(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name.startswith("sha256:") and not re.fullmatch(r"sha256:([0-9A-Fa-f]{2}:?){31}[0-9A-Fa-f]{2}", name):
+                raise ValueError("sha256: is followed by the 64 hexadecimal digits of the certificate's fingerprint")
+        return names
+
+    @model_validator(mode="after")
+    def _passcode_has_a_user(self) -> Caller:
+        _whole_identity(self.username, self.passcode)
+        return self
 
     @field_validator("networks")
     @classmethod
@@ -64,6 +96,34 @@ class Caller(_Piece):
         return any(ip in ipaddress.ip_network(network) for network in self.networks)
 
 
+class Tls(_Piece):
+    """TLS for the peers that call; off while no certificate is named."""
+
+    certificate: str = ""
+    key: str = ""
+    ca: str = ""
+    crl: str = ""
+    port: Port = 2762
+    require_client_certificate: bool = True
+    min_version: Literal["1.2", "1.3"] = "1.2"
+    keep_plain_port: bool = False
+
+    @property
+    def on(self) -> bool:
+        """Say whether callers reach the node over TLS."""
+        return bool(self.certificate)
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Tls:
+        if bool(self.certificate) != bool(self.key):
+            raise ValueError("certificate and key belong together: name both, or neither")
+        if self.on and self.require_client_certificate and not self.ca:
+            raise ValueError("require_client_certificate needs ca: who signs the certificates of callers?")
+        if self.crl and not self.ca:
+            raise ValueError("crl needs ca")
+        return self
+
+
 class Node(_Piece):
     """The node as its peers see it."""
 
@@ -77,8 +137,28 @@ class Node(_Piece):
     max_pdu: Annotated[int, Field(ge=4096, le=1 << 20)] = 131072
     max_object_mb: Annotated[int, Field(ge=1, le=4096)] = 256
     idle_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    object_timeout_s: Seconds = 900.0
     placeholder_patient_ids: list[str] = ["0", "00000000", "1", "ANONYMOUS", "NONE", "UNKNOWN", "TEST", "XXX"]
     vocabulary: str = ""
+    tls: Tls = Tls()
+
+    @property
+    def listens_in_clear(self) -> bool:
+        """Say whether the plain port is open."""
+        return not self.tls.on or self.tls.keep_plain_port
+
+    @model_validator(mode="after")
+    def _callers_can_call(self) -> Node:
+        """Refuse a caller that no port would ever admit: it is a mistake, not a policy."""
+        for caller in self.callers:
+            title = caller.ae_title.strip()
+            if caller.certificate_names and not (self.tls.on and self.tls.ca):
+                raise ValueError(f"caller {title}: certificate_names needs [node.tls] certificate and ca")
+            if caller.passcode and not (self.tls.on or caller.passcode_in_clear):
+                raise ValueError(f"caller {title}: passcode needs [node.tls], or passcode_in_clear = true")
+        if self.tls.keep_plain_port and self.tls.port == self.port != 0:
+            raise ValueError("[node] port and [node.tls] port must differ")
+        return self
 
     @model_validator(mode="after")
     def _titles_differ(self) -> Node:
@@ -100,6 +180,34 @@ class Pacs(_Piece):
     answers_for: list[str] = []
     """Calling AE titles whose studies are answered here; empty: all."""
     timeout_s: Annotated[float, Field(gt=0, le=600)] = 20.0
+    tls: bool = False
+    """Whether results go there over TLS."""
+    tls_ca: str = ""
+    """Who signed its certificate; empty: `[node.tls] ca`."""
+    tls_crl: str = ""
+    tls_name: str = ""
+    """The name its certificate must bear; empty: `host`."""
+    tls_certificate: str = ""
+    """What this node presents there; empty: `[node.tls] certificate`, if there is one."""
+    tls_key: str = ""
+    tls_min_version: Literal["1.2", "1.3"] = "1.2"
+    username: Username = ""
+    """The user this node names there (PS3.7 D.3.3.7); empty: none."""
+    passcode: str = ""
+    """Where the passcode of that user lies."""
+    passcode_in_clear: bool = False
+    """Whether the passcode may leave without TLS."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Pacs:
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise ValueError("tls_certificate and tls_key belong together: name both, or neither")
+        if not self.tls and (self.tls_ca or self.tls_crl or self.tls_name or self.tls_certificate):
+            raise ValueError("tls_ca, tls_crl, tls_name and tls_certificate need tls = true")
+        _whole_identity(self.username, self.passcode)
+        if self.passcode and not (self.tls or self.passcode_in_clear):
+            raise ValueError("passcode needs tls = true, or passcode_in_clear = true")
+        return self
 
     def answers(self, calling_ae: str) -> bool:
         """Say whether results of studies that `calling_ae` sent go to this destination."""
@@ -315,6 +423,9 @@ class Settings(_Piece):
         for table, names in (("pacs", [one.name for one in self.pacs]), ("schedule", [one.name for one in self.schedule])):
             if len(set(names)) != len(names):
                 raise ValueError(f"two [[{table}]] have the same name")
+        for pacs in self.pacs:
+            if pacs.tls and not (pacs.tls_ca or self.node.tls.ca):
+                raise ValueError(f"pacs {pacs.name}: tls needs tls_ca (or [node.tls] ca): who signed its certificate?")
         return self
 
 
@@ -367,12 +478,30 @@ def _anchored(settings: Settings, folder: Path) -> Settings:
         }
     )
     node = settings.node
-    if node.vocabulary:
-        node = node.model_copy(update={"vocabulary": str((folder / node.vocabulary).resolve())})
-    backup = settings.backup
-    if backup.folder:
-        backup = backup.model_copy(update={"folder": str((folder / backup.folder).resolve())})
-    return settings.model_copy(update={"storage": anchored, "node": node, "backup": backup})
+    tls = node.tls.model_copy(update=_files(node.tls, ("certificate", "key", "ca", "crl"), folder))
+    callers = [caller.model_copy(update=_files(caller, ("passcode",), folder)) for caller in node.callers]
+    node = node.model_copy(update={**_files(node, ("vocabulary",), folder), "tls": tls, "callers": callers})
+    pacs = [_with_defaults(one.model_copy(update=_files(one, _PACS_FILES, folder)), tls) for one in settings.pacs]
+    backup = settings.backup.model_copy(update=_files(settings.backup, ("folder",), folder))
+    return settings.model_copy(update={"storage": anchored, "node": node, "pacs": pacs, "backup": backup})
+
+
+_PACS_FILES = ("tls_ca", "tls_crl", "tls_certificate", "tls_key", "passcode")
+
+
+def _files(piece: _Piece, names: tuple[str, ...], folder: Path) -> dict[str, str]:
+    """Make those of the named places that are set absolute."""
+    return {name: key_place(getattr(piece, name), folder) for name in names if getattr(piece, name)}
+
+
+def _with_defaults(pacs: Pacs, tls: Tls) -> Pacs:
+    """Let a PACS over TLS have the node's authority and certificate where it names none of its own."""
+    if not pacs.tls:
+        return pacs
+    update = {} if pacs.tls_ca else {"tls_ca": tls.ca, "tls_crl": tls.crl}
+    if not pacs.tls_certificate:
+        update |= {"tls_certificate": tls.certificate, "tls_key": tls.key}
+    return pacs.model_copy(update=update)
 
 
 def _database_url(url: str, folder: Path) -> str:
@@ -456,19 +585,9 @@ def load_key(place: str) -> bytes:
     BadKey
         Missing, malformed, too short, or readable by others. No message repeats a byte of it.
     """
-    if place.startswith(ENVIRONMENT):
-        name = place.removeprefix(ENVIRONMENT)
-        if name not in os.environ:
-            raise BadKey(f"the environment has no {name}, which the settings name as a key; {_PUT_BACK}")
-        encoded, told = os.environ[name], f"the environment's {name}"
-    elif place.startswith(CREDENTIAL):
-        told = place
-        encoded = _read_key(_credential(place.removeprefix(CREDENTIAL)), told, is_credential=True)
-    else:
-        told = place
-        encoded = _read_key(Path(place), told)
+    content, told = _secret(place, "key", remedy=f"; {_PUT_BACK}")
     try:
-        key = base64.b64decode(encoded.strip(), validate=True)
+        key = base64.b64decode(content.strip(), validate=True)
     except (binascii.Error, ValueError):
         raise BadKey(f"{told}: the key is not base64; {_PUT_BACK}") from None
     if len(key) != KEY_BYTES:
@@ -476,7 +595,39 @@ def load_key(place: str) -> bytes:
     return key
 
 
+def load_passcode(place: str) -> bytes:
+    """Read a passcode, one line of text, from where the settings say that it is; places as for `load_key`.
+
+    Raises
+    ------
+    BadKey
+        Missing, empty, or readable by others.
+    """
+    content, told = _secret(place, "passcode")
+    passcode = content.rstrip(b"\r\n")
+    if not passcode:
+        raise BadKey(f"{told}: the passcode is empty")
+    return passcode
+
+
 _PUT_BACK = "put it back from its copy in the safe: no other key can stand in for it"
+
+
+def _secret(place: str, what: str, *, remedy: str = "") -> tuple[bytes, str]:
+    """Read a secret that its owner alone can reach, and say how a message may call its place."""
+    if place.startswith(ENVIRONMENT):
+        name = place.removeprefix(ENVIRONMENT)
+        if name not in os.environ:
+            raise BadKey(f"the environment has no {name}, which the settings name as a {what}{remedy}")
+        return os.environ[name].encode("utf-8", "surrogateescape"), f"the environment's {name}"
+    is_credential = place.startswith(CREDENTIAL)
+    file = _credential(place.removeprefix(CREDENTIAL)) if is_credential else Path(place)
+    try:
+        with file.open("rb") as opened:
+            _require_closed(os.fstat(opened.fileno()), place, what, is_credential=is_credential)
+            return opened.read(SECRET_MAX), place
+    except OSError as error:
+        raise BadKey(f"{place}: the {what} cannot be read ({error.strerror}){remedy}") from None
 
 
 def _credential(name: str) -> Path:
@@ -492,20 +643,20 @@ def _credential(name: str) -> Path:
     return Path(folder) / name
 
 
-def _read_key(file: Path, told: str, *, is_credential: bool = False) -> str:
-    """Read a key file that its owner alone can reach."""
-    try:
-        with file.open("rb") as opened:
-            status = os.fstat(opened.fileno())
-            content = opened.read(1024)
-    except OSError as error:
-        raise BadKey(f"{told}: the key cannot be read ({error.strerror}); {_PUT_BACK}") from None
+def keep_private(file: Path, what: str) -> None:
+    """Refuse a secret that others may read.
+
+    Raises
+    ------
+    BadKey
+        The file is open to its group or to everybody.
+    """
+    _require_closed(file.stat(), str(file), what)
+
+
+def _require_closed(status: os.stat_result, told: str, what: str, *, is_credential: bool = False) -> None:
     mode = stat.S_IMODE(status.st_mode)
     # systemd lets the service's user read a file of root's by an ACL, whose mask shows in the group's place as "r"
     closed_to = 0o037 if is_credential and status.st_uid == 0 else 0o077
     if mode & closed_to:
-        raise BadKey(f"{told}: the key is readable by others (mode {mode:04o}); `chmod 600` it, and think of it as known")
-    try:
-        return content.decode("ascii")
-    except UnicodeDecodeError:
-        raise BadKey(f"{told}: the key is not base64; {_PUT_BACK}") from None
+        raise BadKey(f"{told}: the {what} is readable by others (mode {mode:04o}); `chmod 600` it, and think of it as known")

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from node.settings import Settings
 
 CLOCK_STEP_S = 5.0
+CERTIFICATE_DAYS_MIN = 30
+CRL_DAYS_MIN = 2
 PAIRS = (("faiss-cpu", "faiss-gpu-cu12"), ("onnxruntime", "onnxruntime-gpu"))
 """Wheels that overwrite each other's files."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -45,7 +47,7 @@ class Finding:
 
 
 def check(config: Config = DEFAULT_CONFIG) -> None:
-    """Verify directories, keys, disk, peers, model, codecs, packages and clock; exit code 1 when anything fails."""
+    """Verify directories, keys, certificates, disk, peers, model, codecs, packages and clock; exit code 1 when anything fails."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -75,6 +77,7 @@ def findings(site: Settings) -> Iterator[Finding]:
         _backup,
         _callers,
         _metrics,
+        _tls,
         _peers,
         _model,
         _provider,
@@ -93,7 +96,7 @@ def findings(site: Settings) -> Iterator[Finding]:
 
 def _keys(site: Settings) -> Iterator[Finding]:
     from node.errors import BadKey
-    from node.settings import load_key
+    from node.settings import load_key, load_passcode
 
     found = {}
     for name in ("site_key", "vault_key"):
@@ -103,6 +106,13 @@ def _keys(site: Settings) -> Iterator[Finding]:
             yield Finding(Verdict.OK, name, place)
         except BadKey as error:
             yield Finding(Verdict.FAIL, name, str(error))
+    for place in (*(caller.passcode for caller in site.node.callers), *(pacs.passcode for pacs in site.pacs)):
+        try:
+            if place:
+                load_passcode(place)
+                yield Finding(Verdict.OK, "passcode", place)
+        except BadKey as error:
+            yield Finding(Verdict.FAIL, "passcode", str(error))
     if len(found) == 2 and found["site_key"] == found["vault_key"]:
         yield Finding(Verdict.FAIL, "keys", "site key and vault key are the same; the vault needs a key of its own")
 
@@ -222,6 +232,9 @@ def _callers(site: Settings) -> Iterator[Finding]:
         wide = [network for network in caller.networks if network.endswith("/0")]
         if wide:
             yield Finding(Verdict.WARN, "callers", f"{caller.ae_title} may call from anywhere ({wide[0]})")
+        if len(site.node.callers) > 1 and caller.max_associations >= site.node.max_associations:
+            told = f"{caller.ae_title} can take all {site.node.max_associations} associations; lower its max_associations"
+            yield Finding(Verdict.WARN, "callers", told)
         if site.pacs and caller.purpose == "answer" and not any(pacs.answers(caller.ae_title) for pacs in site.pacs):
             told = f"{caller.ae_title}: no [[pacs]] answers_for it; its studies count as delivered and nobody sees the results"
             yield Finding(Verdict.FAIL, "callers", told)
@@ -242,7 +255,49 @@ def _metrics(site: Settings) -> Iterator[Finding]:
         yield Finding(Verdict.WARN, "metrics", told)
 
 
+def _tls(site: Settings) -> Iterator[Finding]:
+    """Look at our own certificate as the peers that call will, and at what their certificates are judged by."""
+    from node import tls
+
+    settings = site.node.tls
+    if settings.on:
+        tls.server_context(settings)
+        ports = f"TLS {settings.min_version} or newer on port {settings.port}"
+        yield _until(tls.ends(settings.certificate), "tls", f"{settings.certificate}: fits its key, {ports}")
+        if settings.ca and (why := tls.signed_by(settings.certificate, settings.key, settings.ca)):
+            told = (
+                f"{settings.certificate}: whoever trusts {settings.ca} alone refuses it ({why}); callers need its own authority"
+            )
+            yield Finding(Verdict.WARN, "tls", told)
+        if not settings.require_client_certificate:
+            yield Finding(Verdict.WARN, "tls", "callers need no certificate: require_client_certificate = false")
+        for caller in site.node.callers:
+            if settings.ca and not caller.certificate_names:
+                told = f"{caller.ae_title}: any certificate of {settings.ca} may call under this title; set certificate_names"
+                yield Finding(Verdict.WARN, "tls", told)
+        if settings.keep_plain_port:
+            yield Finding(Verdict.WARN, "tls", f"plain DICOM is still taken on port {site.node.port}: keep_plain_port = true")
+    elif site.node.callers and site.node.host not in LOOPBACK:
+        yield Finding(Verdict.WARN, "tls", "off: whoever is on the network reads along; set [node.tls]")
+    for file in sorted({settings.ca, *(pacs.tls_ca for pacs in site.pacs if pacs.tls)} - {""}):
+        for authority in tls.certificates(file):
+            yield _until(authority.not_valid_after_utc, "tls", f"{file}: an authority")
+    for file in sorted({settings.crl, *(pacs.tls_crl for pacs in site.pacs if pacs.tls)} - {""}):
+        if (end := tls.crl_ends(file)) is not None:
+            yield _until(end, "tls", f"{file}: the revocation list", days=CRL_DAYS_MIN)
+
+
+def _until(end: datetime, what: str, told: str, *, days: int = CERTIFICATE_DAYS_MIN) -> Finding:
+    """Judge when something stops being valid."""
+    left = (end - datetime.now(UTC)).total_seconds() / 86400
+    if left <= 0:
+        return Finding(Verdict.FAIL, what, f"{told}: EXPIRED on {end:%Y-%m-%d %H:%M} UTC; nobody will accept it")
+    verdict = Verdict.OK if left >= days else Verdict.WARN
+    return Finding(verdict, what, f"{told}; valid until {end:%Y-%m-%d} ({left:.0f} days)")
+
+
 def _peers(site: Settings) -> Iterator[Finding]:
+    from models.errors import Final
     from node import peer
     from node.errors import PeerAway
 
@@ -251,9 +306,13 @@ def _peers(site: Settings) -> Iterator[Finding]:
     for pacs in site.pacs:
         where = f"{pacs.name}: {pacs.ae_title}@{pacs.host}:{pacs.port}"
         try:
+            if pacs.tls:
+                yield _until(peer.certificate_ends(pacs), "pacs", f"{where}: its certificate")
+            elif pacs.host not in LOOPBACK:
+                yield Finding(Verdict.WARN, "pacs", f"{where}: results, with the patient's name, leave without TLS")
             peer.echo(pacs, site.node.ae_title)
-            yield Finding(Verdict.OK, "pacs", f"{where} answers C-ECHO")
-        except PeerAway as error:
+            yield Finding(Verdict.OK, "pacs", f"{where} answers C-ECHO{' over TLS' if pacs.tls else ''}")
+        except (PeerAway, Final) as error:
             yield Finding(Verdict.FAIL, "pacs", f"{where}: {error}")
 
 

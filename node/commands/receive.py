@@ -32,7 +32,11 @@ def receive(config: Config = DEFAULT_CONFIG) -> None:
 
         def ready() -> Ready:
             deaf = [] if listener.listens() else ["nobody listens on the DICOM port"]
-            return Ready(deaf + intake.troubles(), {"ae_title": site.node.ae_title, "port": listener.port})
+            return Ready(deaf + intake.troubles(), {"ae_title": site.node.ae_title, **listener.where()})
+
+        def beat() -> None:
+            listener.renew()
+            intake.beat(listener.where())
 
         def step() -> bool:
             listener.check()
@@ -40,10 +44,9 @@ def receive(config: Config = DEFAULT_CONFIG) -> None:
 
         try:
             listener.start()
-            logs.event(log, "listening", host=site.node.host, port=listener.port, ae_title=site.node.ae_title)
-            told = {"host": site.node.host, "port": listener.port}
+            logs.event(log, "listening", ae_title=site.node.ae_title, **listener.where())
             with serving(site.metrics, "receive", registry=registry, health=health, ready=ready):
-                daemon.run(health.loop("listen", step), stop, heartbeat=lambda: intake.beat(told))
+                daemon.run(health.loop("listen", step), stop, heartbeat=beat)
         finally:
             listener.stop()
             with suppress(Retriable):  # without a catalogue it ends all the same, and shows as silent

@@ -41,7 +41,9 @@ def _overview(catalogue: Catalogue, site: Settings) -> list[str]:
     from node.commands import backup
 
     now = datetime.now(UTC)
-    lines = [f"Osteon {site.node.ae_title} on {site.node.host}:{site.node.port}  (research use only)", "", "Roles"]
+    ports = [f"{site.node.host}:{site.node.port}"] if site.node.listens_in_clear else []
+    ports += [f"{site.node.host}:{site.node.tls.port} (TLS)"] if site.node.tls.on else []
+    lines = [f"Osteon {site.node.ae_title} on {' and '.join(ports)}  (research use only)", "", "Roles"]
     roles = catalogue.roles.all()
     several = len({role.host for role in roles}) > 1
     for role in roles:
