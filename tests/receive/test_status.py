@@ -21,7 +21,7 @@ RECEPTION = [
     FOLDER / "errors.py",
 ]
 """The modules whose errors can reach the handler of a C-STORE."""
-ELSEWHERE = {"NotFound", "NotReleasable", "NotToBeAnswered", "BadLabels"}
+ELSEWHERE = {"NotFound", "NotReleasable", "NotToBeAnswered", "BadLabels", "NotEmpty"}
 """Raised there for the command line and the replier alone."""
 
 
