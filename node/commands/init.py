@@ -48,7 +48,8 @@ A new site is in {folder}:
   keys/           the site's key and the vault's key, readable by you alone
   data/           archive, catalogue, vault, quarantine, models, runs, cache
 Next:
-  1. Back up keys/, apart from data/. Without them no result finds its patient any more.
+  1. Back up keys/, apart from data/. Without them no result finds its patient any more. Then say where the copies lie:
+     osteon backup keys-kept --config {config}
   2. In {config} name who may call ([[node.callers]]) and where results go ([[pacs]]).
   3. osteon check --config {config}
   4. osteon serve --config {config}

@@ -228,6 +228,8 @@ def test_a_removal_cut_short_anywhere_is_finished_by_the_next_pass(
         with pytest.raises(Killed):
             keeper.step(later)
     here.osteon("archive", "verify")  # between the two passes nothing is amiss that a person should mend
+    with here.catalogue() as catalogue:
+        assert catalogue.instances.for_training() == [], "no run that begins now sees it"
     with pytest.raises(StoreBusy):
         here.send(images[0])
     tidy(here, days=DAYS + 1)
