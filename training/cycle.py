@@ -486,9 +486,10 @@ class _Cycle:
         out_of_fold: NDArray[np.float64],
         temperature: float,
     ) -> dict[str, Any]:
-        # a merge since the lists were frozen may have taken somebody out of the locked set: no witness any more
-        locked = self.catalogue.instances.locked_patients()
-        frozen = replace(frozen, locked=tuple(sample for sample in frozen.locked if sample.pid in locked))
+        # a person may have merged patients, or corrected whose a study is, since the lists were frozen: whoever was learned from
+        # under another pseudonym is no witness any more
+        locked = {image.sop_uid for image in self.catalogue.instances.for_training() if image.locked}
+        frozen = replace(frozen, locked=tuple(sample for sample in frozen.locked if sample.sop_uid in locked))
         seen = evaluate.by_study(frozen.training, out_of_fold, self.recipe.urgent)
         baselines = {
             name: evaluate.by_study(frozen.training, self._trivial_out_of_fold(frozen.training, folds, name), self.recipe.urgent)
