@@ -126,6 +126,7 @@ def rotate(new_key: NewKey, reason: Reason, old_key: OldKey = "", config: Config
     """
     from node import settings
     from node.errors import BadKey
+    from node.keep import turns
     from node.keep.catalogue import Catalogue
     from node.keep.custody import require_old_key
     from node.keep.quarantine import Quarantine
@@ -136,8 +137,8 @@ def rotate(new_key: NewKey, reason: Reason, old_key: OldKey = "", config: Config
     new_place = settings.key_place(new_key, Path.cwd())
     old = settings.load_key(old_place)
     require_old_key(storage, old)
-    with Catalogue.open(storage.catalogue) as catalogue:
-        _require_stopped(catalogue)
+    with Catalogue.open(storage.catalogue) as catalogue, turns.removing(storage.root) as mine:
+        _require_stopped(catalogue, mine)
         new = _new_key(new_place)
         if new == settings.load_key(storage.site_key):
             raise BadKey("the new key is the site key: the vault needs a key of its own")
@@ -166,11 +167,13 @@ Next:
      as long as you keep them, and destroy it with the last of them."""
 
 
-def _require_stopped(catalogue: Catalogue) -> None:
-    """Refuse while a role that may hold the vault shows signs of life."""
+def _require_stopped(catalogue: Catalogue, mine: bool) -> None:
+    """Refuse while a role that may hold the vault shows signs of life, and while a backup would copy rows of two keys."""
     from node.commands.status import SILENT_S
     from node.errors import StillRunning
 
+    if not mine:
+        raise StillRunning("a backup, or a look through the archive, is at work: wait until it has ended. Nothing was changed")
     now = datetime.now(UTC)
     alive = [role for role in catalogue.roles.all() if abs((now - role.seen_at).total_seconds()) < SILENT_S]
     if alive:

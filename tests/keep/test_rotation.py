@@ -26,6 +26,7 @@ from models.errors import Tampered
 from node import settings
 from node.__main__ import build
 from node.errors import BadKey, LostStore, RotationUnfinished, StillRunning
+from node.keep import turns
 from node.keep import vault as vault_module
 from node.keep.custody import Custody
 from node.keep.database import Database
@@ -289,6 +290,15 @@ def test_rotate_waits_for_no_role(used: Path) -> None:
     with pytest.raises(StillRunning, match="receive on here"):
         osteon("vault", "rotate", "--new-key", str(used.parent / "new.key"), "--reason", "x", site=used)
     assert everything(used.parent) == before
+
+
+def test_no_backup_holds_rows_of_two_keys(used: Path) -> None:
+    root = settings.load(used).storage.root
+    with turns.looking(root):  # as a backup does
+        before = everything(used.parent)
+        with pytest.raises(StillRunning, match="a backup"):
+            osteon("vault", "rotate", "--new-key", str(used.parent / "new.key"), "--reason", "x", site=used)
+        assert everything(used.parent) == before
 
 
 def test_a_role_that_starts_midway_is_told_that_the_rotation_is_unfinished(used: Path, monkeypatch: pytest.MonkeyPatch) -> None:
