@@ -17,6 +17,14 @@ dicomweb=$(find /usr/share/orthanc/plugins /usr/lib/orthanc /usr/local/share/ort
 if [ "${1:-demo}" = test ]; then
     need pixelmed-apps DicomSRValidator
     need strace strace
+    need prometheus promtool
+    need shellcheck shellcheck
+    need docker-compose docker-compose
+    need systemd systemd-analyze
+    need systemd-container systemd-nspawn
+    need debootstrap debootstrap
+    initdb=$(find /usr/lib/postgresql -path '*/bin/initdb' 2>/dev/null | head -n 1)
+    [ -n "$initdb" ] || wanted="$wanted postgresql"
 fi
 [ -n "$wanted" ] || exit 0
 
@@ -33,8 +41,10 @@ echo "Installing Debian packages:$wanted"
 log=$(mktemp)
 export DEBIAN_FRONTEND=noninteractive
 if $root apt-get update -qq >"$log" 2>&1 && $root apt-get install -qq -y --no-install-recommends $wanted >>"$log" 2>&1; then
-    # Debian starts its own Orthanc after installing it; the demo and the tests start theirs, on ports of their own.
-    case "$wanted" in *orthanc*) $root systemctl disable --now orthanc >/dev/null 2>&1 || $root service orthanc stop >/dev/null 2>&1 || true ;; esac
+    # Debian starts these services after installing them; the demo and the tests start their own, on ports of their own.
+    for service in orthanc postgresql prometheus; do
+        case "$wanted" in *$service*) $root systemctl disable --now $service >/dev/null 2>&1 || $root service $service stop >/dev/null 2>&1 || true ;; esac
+    done
 else
     echo "apt-get could not install:$wanted. Osteon works without; the end of what it said:" >&2
     tail -n 5 "$log" >&2

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -20,8 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.encaps import get_frame
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import (
     JPEG2000,
     JPEG2000Lossless,
@@ -107,6 +109,55 @@ def display(dataset: Dataset, *, clip_percent: float = 0.5) -> NDArray[np.uint8]
         raise
     except Exception as error:  # a damaged header or stream may raise anything in pydicom or a codec
         raise Unreadable(f"the image cannot be decoded ({type(error).__name__})") from None
+
+
+def first_look(dataset: Dataset) -> tuple[NDArray[np.uint8], int]:
+    """Give what a person sees first of an image that may be none of ours: its first frame, in colour when it is, and how many.
+
+    Returns
+    -------
+    tuple[NDArray[np.uint8], int]
+        (rows, columns) as `display`, or (rows, columns, 3) in RGB; and the number of frames.
+
+    Raises
+    ------
+    Unreadable
+        It cannot be decoded, or has neither one nor three samples a pixel.
+    """
+    try:
+        frames = int(dataset.get("NumberOfFrames") or 1)
+        if int(dataset.get("SamplesPerPixel", 1)) == 3:
+            return _in_colour(dataset), frames
+        return _display(_alone(dataset, frames) if frames > 1 else dataset, 0.5), frames
+    except (Unreadable, MemoryError):
+        raise
+    except Exception as error:  # as in `display`
+        raise Unreadable(f"the image cannot be decoded ({type(error).__name__})") from None
+
+
+def _alone(dataset: Dataset, frames: int) -> Dataset:
+    """Give a data set with the first frame alone."""
+    element = dataset["PixelData"]
+    if dataset.file_meta.TransferSyntaxUID.is_compressed:
+        data = encapsulate([get_frame(element.value, 0, number_of_frames=frames)])
+    else:
+        data = element.value[: int(dataset.Rows) * int(dataset.Columns) * int(dataset.BitsAllocated) // 8]
+    alone = copy(dataset)
+    alone["PixelData"] = DataElement("PixelData", element.VR, data)
+    alone.NumberOfFrames = 1
+    return alone
+
+
+def _in_colour(dataset: Dataset) -> NDArray[np.uint8]:
+    """Decode a picture of three samples a pixel: what screens and scanners send."""
+    from pydicom.pixels import pixel_array  # type: ignore[attr-defined]  # re-exported from its utils
+
+    if int(dataset.Rows) * int(dataset.Columns) > MAX_PIXELS:
+        raise Unreadable(f"the image has more than {MAX_PIXELS // 1_000_000} million pixels")
+    shown = pixel_array(dataset, index=0)
+    if shown.dtype != np.uint8 or shown.ndim != 3:
+        raise Unreadable("the image is in colours that are not shown here")
+    return shown
 
 
 def _display(dataset: Dataset, clip_percent: float) -> NDArray[np.uint8]:

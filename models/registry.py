@@ -293,6 +293,7 @@ class Registry:
     def _locked(self) -> Iterator[None]:
         """Let one process at a time change the shelf."""
         durable.make_folder(self._folder)
+        durable.touch(self._folder / ".lock")
         with (self._folder / ".lock").open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield

@@ -1,14 +1,16 @@
 """One model version, ready to answer: images in, logits and pooled features out.
 
 In: a version of the registry and the execution provider that the settings ask for. Out: raw numbers; calibration, thresholds and
-words are for others. A file whose hash is not the card's is never loaded, and a provider that is not there is never replaced in
-silence.
+words are for others. A file whose hash is not the card's is never loaded, a provider that is not there is never replaced in
+silence, and ONNX Runtime, which is imported here alone, never tells its maker that it runs.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -105,17 +107,26 @@ class Model:
             raise Tampered(f"{self.version}: the model does not give one finite logit for each label of its card")
 
 
-def providers() -> tuple[Provider, ...]:
-    """Name the execution providers that ONNX Runtime offers here, of those that the settings know."""
+def onnx_runtime() -> Any:
+    """Import ONNX Runtime, with its telemetry off.
+
+    Its wheels (1.31 for one) note an id of the machine below the user's home and report over HTTPS, where they can, that a
+    session was made. The switch of its API comes too late for that: the variable has to be there before the import.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime
 
-    found = onnxruntime.get_available_providers()
+    return onnxruntime
+
+
+def providers() -> tuple[Provider, ...]:
+    """Name the execution providers that ONNX Runtime offers here, of those that the settings know."""
+    found = onnx_runtime().get_available_providers()
     return tuple(name for name in ("cpu", "cuda") if _NAMES[name] in found)
 
 
 def _session(data: bytes, provider: Provider, threads: int) -> tuple[Any, Provider]:
-    import onnxruntime
-
+    onnxruntime = onnx_runtime()
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads or physical_cores()
@@ -123,6 +134,9 @@ def _session(data: bytes, provider: Provider, threads: int) -> tuple[Any, Provid
     options.log_severity_level = 4  # what went wrong is raised; a warning on stderr would only be noise in a log of JSON lines
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a waiting daemon must not burn a core
     wanted = [_NAMES[provider]] if provider in providers() else []
+    if provider == "cuda" and wanted:
+        with redirect_stdout(StringIO()):  # what it misses it prints; the session says so below
+            onnxruntime.preload_dlls()  # CUDA and cuDNN as pip installed them, where the loader does not look
     if _NAMES["cpu"] not in wanted:
         wanted.append(_NAMES["cpu"])
     try:

@@ -21,7 +21,24 @@ EXIT_RETRIABLE = 75  # EX_TEMPFAIL of sysexits.h
 
 def build() -> typer.Typer:
     """Put the verbs of the node and those that installed packages add (entry-point group `osteon.verbs`) into one app."""
-    from node.commands import check, delivery, demo, init, labels, models, quarantine, receive, reply, serve, status
+    from node.commands import (
+        archive,
+        backup,
+        check,
+        delivery,
+        demo,
+        history,
+        init,
+        labels,
+        models,
+        patients,
+        quarantine,
+        receive,
+        reply,
+        serve,
+        status,
+        vault,
+    )
 
     app = typer.Typer(
         name="osteon",
@@ -30,7 +47,7 @@ def build() -> typer.Typer:
         pretty_exceptions_enable=False,
         add_completion=False,
     )
-    for verb in (init.init, check.check, serve.serve, receive.receive, status.status, demo.demo):
+    for verb in (init.init, check.check, serve.serve, receive.receive, status.status, history.history, backup.restore, demo.demo):
         app.command()(verb)
     for name, group in (
         ("reply", reply.app),
@@ -38,6 +55,10 @@ def build() -> typer.Typer:
         ("models", models.app),
         ("quarantine", quarantine.app),
         ("delivery", delivery.app),
+        ("patients", patients.app),
+        ("vault", vault.app),
+        ("backup", backup.app),
+        ("archive", archive.app),
     ):
         app.add_typer(group, name=name)
     for entry in entry_points(group="osteon.verbs"):

@@ -6,24 +6,41 @@ would, are set quiet by their public settings, and an exception of a foreign lib
 
 from __future__ import annotations
 
+import contextvars
 import json
 import logging
 import sys
 import threading
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TextIO
 
 from models.errors import OsteonError
 
-QUIET = ("pynetdicom", "pydicom", "highdicom", "sqlalchemy", "alembic", "PIL", "matplotlib", "onnxruntime")
+QUIET = ("pynetdicom", "pydicom", "highdicom", "sqlalchemy", "alembic", "psycopg", "PIL", "matplotlib", "onnxruntime")
 _FIELDS = "osteon_fields"
+_BOUND: contextvars.ContextVar[dict[str, object] | None] = contextvars.ContextVar("osteon_bound", default=None)
 
 
 def event(logger: logging.Logger, what: str, *, level: int = logging.INFO, **fields: object) -> None:
-    """Log one line: `what` happened, with `fields` (pseudonymous UIDs, durations, AE titles, statuses; never an identity)."""
-    logger.log(level, what, extra={_FIELDS: fields})
+    """Log one line: `what` happened, with `fields` (pseudonymous UIDs, durations, AE titles, statuses; never an identity).
+
+    `study` is always the pseudonymous UID of the study: by it a study is followed through all roles.
+    """
+    logger.log(level, what, extra={_FIELDS: (_BOUND.get() or {}) | fields})
+
+
+@contextmanager
+def bound(**fields: object) -> Iterator[None]:
+    """Add `fields` to every line that this thread logs within the block."""
+    token = _BOUND.set((_BOUND.get() or {}) | fields)
+    try:
+        yield
+    finally:
+        _BOUND.reset(token)
 
 
 def safe_message(error: BaseException) -> str:

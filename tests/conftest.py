@@ -6,13 +6,18 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from postgres import Cluster
+
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as training/__main__.py: torch's threads must not spin on a busy machine
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # as models/runtime.py: a test may be the first that imports ONNX Runtime
 
 
 @pytest.fixture
@@ -31,10 +36,36 @@ def free_port() -> Callable[[], int]:
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
     """Give the ae_config.toml of a fresh site: a caller SENDER (answer) on loopback, any free port, no PACS."""
+    from roles import UNWATCHED
+
     from node.commands.init import init_site
 
     callers = [{"ae_title": "SENDER", "networks": ["127.0.0.0/8", "::1/128"], "purpose": "answer"}]
-    return init_site(tmp_path / "site", node={"port": 0, "callers": callers}, completion={"quiet_s": 0.2})
+    return init_site(tmp_path / "site", node={"port": 0, "callers": callers}, completion={"quiet_s": 0.2}, metrics=UNWATCHED)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def either_site(request: pytest.FixtureRequest, site: Path) -> Iterator[Path]:
+    """Give the same fresh site twice: with its stores in files, and on PostgreSQL."""
+    if request.param == "sqlite":
+        yield site
+        return
+    server: Cluster = request.getfixturevalue("postgresql")
+    with server.database(template=server.catalogue_template()) as catalogue, server.database() as vault:
+        text = site.read_text("utf-8")
+        for name, url in (("catalogue", catalogue), ("vault", vault)):
+            text = re.sub(rf'(?m)^{name} = ".*"$', f'{name} = "{url}"', text)
+        site.write_text(text, "utf-8")
+        yield site
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Cluster]:
+    """Give a PostgreSQL server that the tests of this session (this worker) share; skip where it is not installed."""
+    from postgres import cluster
+
+    with cluster() as server:
+        yield server
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

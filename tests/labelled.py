@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import studies
@@ -86,9 +87,11 @@ def say(site: Path, image: Instance, label: str, *, reader: str = "reader", of_i
         catalogue.labels.put_all([said], now=NOW, by="test")
 
 
-def labelled_site(folder: Path, *, patients: int, is_locked: Callable[[int], bool] = lambda patient: False) -> Path:
+def labelled_site(
+    folder: Path, *, patients: int, is_locked: Callable[[int], bool] = lambda patient: False, **sections: Any
+) -> Path:
     """Make a site with `patients` labelled patients, every other one of each class, with one or two images."""
-    site = init_site(folder)
+    site = init_site(folder, **sections)
     for patient in range(patients):
         for instance in range(1, 2 + patient % 3 % 2):
             image = put(site, patient, instance=instance, kind=patient % 2, locked=is_locked(patient))

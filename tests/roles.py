@@ -21,6 +21,8 @@ from studies import encoded, part10, read
 from node.receive.intake import Intake, Taken
 
 READY_S = 60.0
+UNWATCHED = {"receive_port": 0, "reply_port": 0, "schedule_port": 0}
+"""`[metrics]` of a site that shows none: many sites run on this machine at once."""
 
 
 def until(condition: Callable[[], Any], *, seconds: float = 30.0, told: str = "") -> Any:

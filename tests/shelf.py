@@ -123,10 +123,10 @@ class Desk:
         return self.study(uid).state
 
     def complete(self) -> int:
-        return self.catalogue.studies.complete_due(quiet_s=QUIET_S, max_wait_s=MAX_WAIT_S, now=self.now)
+        return len(self.catalogue.studies.complete_due(quiet_s=QUIET_S, max_wait_s=MAX_WAIT_S, now=self.now))
 
     def expire(self) -> int:
-        return self.catalogue.studies.expire_due(answer_within_h=WITHIN_H, now=self.now)
+        return len(self.catalogue.studies.expire_due(answer_within_h=WITHIN_H, now=self.now))
 
     def claim(self) -> Study | None:
         return self.catalogue.studies.claim(claim_s=CLAIM_S, now=self.now)

@@ -1,11 +1,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -93,15 +89,3 @@ def test_the_command_says_what_it_made_and_what_comes_next(tmp_path: Path) -> No
     settings = load(tmp_path / "site" / "ae_config.toml")
     assert (settings.node.ae_title, settings.node.learn_ae_title, settings.node.port) == ("BONES", "BONES_LEARN", 104)
     assert all(word in result.output for word in ("osteon check", "osteon serve", "Back up keys/", "Research use only"))
-
-
-@pytest.mark.long
-def test_an_installed_wheel_brings_the_settings(tmp_path: Path) -> None:
-    sources = tmp_path / "sources"
-    ignored = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "tests", "docs")
-    shutil.copytree(Path(__file__).parents[1], sources, ignore=ignored)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(sources)]
-    subprocess.run(command, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        assert archive.read("node/commands/ae_config.toml").decode() == template()

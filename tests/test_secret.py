@@ -19,18 +19,22 @@ from pathlib import Path
 from time import sleep
 
 import pytest
+from pages import get as page
 from pydicom import Dataset
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileDataset
 from pydicom.tag import Tag
 from pydicom.uid import UID
-from roles import Role, hand_in, send
+from roles import Role, hand_in, running, send
 from shared import tool
 from studies import encoded, image
+from tiny_model import promote_tiny
 
 from models.errors import OsteonError
 from node import settings
+from node.commands.init import init_site
+from node.demo.pacs import Pacs
 from node.keep.quarantine import Quarantine
 from node.receive.intake import Intake, Taken
 
@@ -342,6 +346,32 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
             target.sendall(data)
     except OSError:
         pass  # an end was shut
+
+
+def test_the_pages_of_the_roles_name_no_patient(tmp_path: Path, temporary: Path, free_port: Callable[[], int]) -> None:
+    """Nor does what both roles log of a study on its whole way to an answer."""
+    ports = {"receive_port": free_port(), "reply_port": free_port(), "schedule_port": 0}
+    with Pacs(tmp_path / "SECRET^PACS", callers=["OSTEON"]) as pacs:
+        site = init_site(
+            tmp_path / "site",
+            node={"port": 0, "callers": [{"ae_title": "SENDER", "networks": ["127.0.0.0/8"]}]},
+            pacs=[{"name": "main", "ae_title": pacs.ae_title, "host": "127.0.0.1", "port": pacs.port}],
+            completion={"quiet_s": 0.0},
+            metrics=ports,
+        )
+        promote_tiny(settings.load(site).storage.root / "models")
+        with running("receive", config=site) as receiver, running("reply", config=site) as replier:
+            port = receiver.event("listening")["port"]
+            assert send([patient(1)], port=port) == [0]
+            assert send([_with(patient(2), BurnedInAnnotation="YES")], port=port) == [0]
+            assert send([_with(patient(3), SOPClassUID="1.2.840.10008.5.1.4.1.1.88.22")], port=port) == [0x0122]
+            replier.event("result delivered")
+            told = "".join(
+                page(shown, path)[1] for shown in ports.values() if shown for path in ("/healthz", "/readyz", "/metrics")
+            )
+    assert "osteon_classifications_total" in told
+    assert "osteon_instances_total" in told
+    search(site.parent, temporary, told=told + _told(receiver) + _told(replier))
 
 
 # --- what the commands print -----------------------------------------------------------------------------------------------

@@ -114,12 +114,12 @@ def shelve(
     return registry.add(file, card(data, corpus=corpus, **other), corpus=corpus, reference=statistics)
 
 
-def promote_tiny(models: Path, *, slope: float = 4.0) -> str:
+def promote_tiny(models: Path, *, slope: float = 4.0, corpus: Sequence[str] = ("OST-A", "OST-B")) -> str:
     """Put a tiny model into service on the shelf `models` of a site, and give its version."""
     models.mkdir(parents=True, exist_ok=True)
     registry = Registry(models)
     with TemporaryDirectory() as folder:
-        version = shelve(registry, Path(folder), slope=slope, body_parts=("LEG", "KNEE", "TIBIA"))
+        version = shelve(registry, Path(folder), slope=slope, corpus=corpus, body_parts=("LEG", "KNEE", "TIBIA"))
     registry.promote(
         version, by="test", reason="a model for the tests", decision="by hand", locked=frozenset(), now=datetime.now(UTC)
     )

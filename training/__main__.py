@@ -1,7 +1,9 @@
 """What starts a training run: `python -m training --config FILE [--recipe NAME] [--run ID]`, and torchrun in the same way.
 
-In: the settings file. Out: progress on stderr (a bar with the time left on a terminal, else one plain line an epoch), the
-decision on stdout, an exit code (0 whatever the gate says, 2 for an error that stays, 75 for one to try again).
+In: the settings file; from a supervisor the number of a leased run and its try (`--row`, `--try`). Out: progress on stderr (a bar
+with the time left on a terminal, else one plain line an epoch), the decision on stdout, an exit code (0 whatever the gate says, 2
+for an error that stays, 75 for one to try again, 143 when it was told to stop). SIGTERM or Ctrl-C lets it finish the epoch; a
+second one ends it at once.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import ctypes
 import json
 import logging
 import os
+import signal
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -21,22 +24,27 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from models.errors import OsteonError, Retriable, Tampered
+from models.errors import Final, OsteonError, Retriable, Tampered
 from node import logs
+from node.daemon import stop_on_signals
 from node.errors import NotFound
 from node.settings import load
 from training.recipe import named
 
 if TYPE_CHECKING:
+    import threading
+
     from training.finetune import Epoch
 
 EXIT_FINAL = 2
 EXIT_RETRIABLE = 75  # EX_TEMPFAIL of sysexits.h
+EXIT_STOPPED = 128 + signal.SIGTERM
+PR_SET_PDEATHSIG = 1  # prctl(2)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
-def train(config: Path, recipe: str = "", continued: str = "") -> None:
-    """Run or continue one training run, and print what it came to."""
+def train(config: Path, recipe: str = "", continued: str = "", leased: tuple[int, int] | None = None) -> None:
+    """Run or continue one training run, or work on a leased one (its number and try), and print what it came to."""
     settings = load(config)
     console = Console(stderr=True)
     logs.configure(stream=sys.stderr, level=logging.WARNING if console.is_terminal else logging.INFO)
@@ -45,8 +53,24 @@ def train(config: Path, recipe: str = "", continued: str = "") -> None:
     from training import cycle
 
     progress: Bar | Lines = Bar(console) if console.is_terminal else Lines()
-    with progress:
-        outcome = cycle.run(settings, chosen, now=lambda: datetime.now(UTC), run_id=continued, progress=progress)
+    ticket = cycle.Ticket(*leased) if leased else None
+    with stop_on_signals() as stop, progress:
+        if ticket:
+            signal.signal(signal.SIGTERM, lambda *_: stop.set())  # torchrun hands on what it got: the second one is no insistence
+            _end_with_parent(stop)
+        try:
+            outcome = cycle.run(
+                settings,
+                chosen,
+                now=lambda: datetime.now(UTC),
+                run_id="" if ticket else continued,
+                progress=progress,
+                ticket=ticket,
+                stop=stop.is_set,
+            )
+        except cycle.Stopped as error:
+            sys.stderr.write(f"osteon: {error}\n")
+            raise SystemExit(EXIT_STOPPED) from None
     say = sys.stdout.write
     say(f"gate     {outcome.decision}: {outcome.words}\n")
     say(f"version  {outcome.version}\n")
@@ -133,6 +157,14 @@ def _prepare_process() -> None:
             libc.mallopt(parameter, 1 << 30)
 
 
+def _end_with_parent(stop: threading.Event) -> None:
+    """Let Linux send SIGTERM when torchrun dies: its worker has a session of its own and would go on without anybody's eye."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() == 1:
+            stop.set()
+
+
 def _recipe_of(runs: Path, run: str) -> str:
     """Say by which recipe a run was started."""
     file = runs / Path(run).name / "run.json"
@@ -150,9 +182,13 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=Path("ae_config.toml"), help="the site's settings")
     parser.add_argument("--recipe", default="", help="default: [training] recipe")
     parser.add_argument("--run", default="", help="continue this run")
+    parser.add_argument("--row", type=int, default=0, help="from the supervisor: number of the leased run")
+    parser.add_argument("--try", type=int, default=0, dest="tries", help="from the supervisor: which try of it this is")
     given = parser.parse_args()
     try:
-        train(given.config, given.recipe, given.run)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each process would begin a run of its own
+            raise Final("a run trains in one process: torchrun --nnodes 1 --nproc-per-node 1, srun with one task")
+        train(given.config, given.recipe, given.run, (given.row, given.tries) if given.row else None)
     except OsteonError as error:
         sys.stderr.write(f"osteon: {error}\n")
         sys.exit(EXIT_RETRIABLE if isinstance(error, Retriable) else EXIT_FINAL)

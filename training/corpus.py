@@ -50,6 +50,7 @@ class Sample:
     sop_uid: str
     study_uid: str
     pid: str
+    """Of the person: merged patients have one."""
     target: int
     age_years: int | None
     sex: str
@@ -113,14 +114,18 @@ class Fold:
 def choose(images: Iterable[TrainingImage], labels: Iterable[Label], recipe: Recipe) -> tuple[list[Chosen], Counter[str]]:
     """Pick the images that header and labels allow; count the others by reason."""
     classes = {label.name: index for index, label in enumerate(recipe.classes)}
-    told, treated = _labels(labels)
+    images = list(images)
+    told, treated = _labels(labels, {image.study_uid: image.person for image in images})
     chosen, left_out = [], Counter[str]()
     for image in images:
         said = told.get(image.sop_uid) or told.get(image.study_uid) or set()
+        days = treated.get(image.person, {})
         if reason := _unfit(image, said, classes, recipe):
             left_out[reason] += 1
+        elif days.keys() - {image.dated_as}:  # merged patients: each one's dates are shifted by another offset
+            left_out["first treatment known under another number of the patient"] += 1
         else:
-            chosen.append(Chosen(image, classes[next(iter(said))], treated.get(image.pid, "")))
+            chosen.append(Chosen(image, classes[next(iter(said))], days.get(image.dated_as, "")))
     return chosen, left_out
 
 
@@ -143,7 +148,7 @@ def freeze(chosen: Iterable[Chosen], left_out: Mapping[str, int], cache: Cache, 
             sample = Sample(
                 sop_uid=image.sop_uid,
                 study_uid=image.study_uid,
-                pid=image.pid,
+                pid=image.person,
                 target=one.target,
                 age_years=image.age_years,
                 sex=image.sex,
@@ -211,15 +216,16 @@ def pictures(samples: Sequence[Sample], cache: Cache) -> NDArray[np.uint8]:
     return rows
 
 
-def _labels(labels: Iterable[Label]) -> tuple[dict[str, set[str]], dict[str, str]]:
-    """Give the labels by image or study UID, and each patient's first treatment."""
+def _labels(labels: Iterable[Label], person_of: Mapping[str, str]) -> tuple[dict[str, set[str]], dict[str, dict[str, str]]]:
+    """Give the labels by image or study UID, and each person's first treatment by the pseudonym whose offset shifts the day."""
     told: dict[str, set[str]] = {}
-    treated: dict[str, str] = {}
+    treated: dict[str, dict[str, str]] = {}
     for label in labels:
         told.setdefault(label.sop_uid or label.study_uid, set()).add(label.label)
         if label.first_treatment_on:
             day = label.first_treatment_on.replace("-", "")
-            treated[label.pid] = min(day, treated.get(label.pid, day))
+            days = treated.setdefault(person_of.get(label.study_uid, label.pid), {})
+            days[label.pid] = min(day, days.get(label.pid, day))
     return told, treated
 
 

@@ -10,6 +10,7 @@ killed run continues in its folder and ends as if it had never stopped. Below `<
     model.onnx, reference.npz, parity.json
     evaluation.json   figures with intervals; predictions.json: what was said of each study
     decision.json     what the gate says, in words, and what a person may do
+    progress.json     how far it is, rewritten about once a second; lock: who works on it
     *.png, report.html
 
 All files have mode 0600. Locked patients are read in `_evaluate` alone, and every look is counted in `<root>/models/looks.jsonl`.
@@ -23,12 +24,13 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from statistics import median_low
+from time import monotonic
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,20 +39,21 @@ from numpy.typing import NDArray
 
 from models import durable
 from models.card import Card, Metric, corpus_file, sha256
-from models.errors import Final, NoSuchVersion, OsteonError, Tampered
+from models.errors import Final, NoSuchVersion, OsteonError, Retriable, Tampered
 from models.networks import Network, build, start_weights
 from models.preprocess import Preprocessing
 from models.reference import Reference
 from models.registry import Registry
 from models.runtime import Model, physical_cores
 from node import __version__
-from node.errors import NotFound, disk_full_said
+from node.errors import NotFound, StoreBusy, disk_full_said
 from node.keep.archive import Archive
 from node.keep.cache import NO_ROW, Cache
 from node.keep.catalogue import Catalogue
+from node.keep.records import RunState
 from node.logs import event, safe_message
 from node.settings import Settings
-from training import checkpoint, corpus, evaluate, export, finetune, pages, promote
+from training import checkpoint, corpus, evaluate, export, finetune, machine, pages, promote
 from training.corpus import Corpus, CorpusChanged, Fold, Sample
 from training.evaluate import Predictions
 from training.finetune import Epoch, Pictures
@@ -60,16 +63,24 @@ log = logging.getLogger("osteon.training")
 
 OUT_OF_FOLD = "out of fold"
 LOCKED = "locked patients"
+KIND = "finetune"
+RENEW_S = 5.0
+"""How often a trainer looks into the catalogue whether the run is still its own and wanted."""
+TELL_S = 1.0
 PROVEN_ON = 64
 """Pictures on which file and network are held against each other, or somewhat more."""
 
 
-class Busy(Final):
+class Busy(Retriable):
     """Another process works on this run."""
 
 
 class OtherRun(Final):
     """The run was started with something else; start a new one."""
+
+
+class Stopped(Retriable):
+    """The run was told to stop; it goes on from its last finished step."""
 
 
 class Progress(Protocol):
@@ -83,6 +94,14 @@ class Progress(Protocol):
 
     def epoch(self, fit: str, line: Epoch) -> None:
         """Tell that an epoch is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A run that a supervisor has leased for the trainer it starts."""
+
+    run: int
+    tries: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,23 +123,31 @@ def run(
     now: Callable[[], datetime],
     progress: Progress,
     run_id: str = "",
+    ticket: Ticket | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Make one model by `recipe`, or continue the run `run_id`.
+    """Make one model by `recipe`, or continue the run `run_id`, or work on the run that `ticket` names.
+
+    `stop` is asked at each epoch and step whether the run is to stop.
 
     Raises
     ------
     NotEnough
         There are too few labelled patients; the message names them by class.
-    NotFound, OtherRun, Busy
+    NotFound, OtherRun, Busy, WrongState
         There is no such run, it was started with another recipe, or another process works on it.
+    Occupied
+        The device set has a run.
+    Stopped
+        It was told to, was cancelled, or another trainer was given the run.
     NoSpace
         The disk is full; the run goes on in its folder when there is room again.
     Diverged, NotTheSame, CorpusChanged, Tampered
         The run cannot come to a model; nothing is shelved.
     """
     with disk_full_said(), Catalogue.open(settings.storage.catalogue) as catalogue:
-        cycle = _Cycle(settings, recipe, catalogue, now, progress)
-        with cycle.begun(run_id):
+        cycle = _Cycle(settings, recipe, catalogue, now, progress, stop)
+        with cycle.begun(run_id, ticket):
             if ended := cycle.ended():
                 return ended
             frozen = cycle.corpus()
@@ -138,58 +165,114 @@ class _Cycle:
     """The steps of one run, in the order of `run`; each reads its result when it is there."""
 
     def __init__(
-        self, settings: Settings, recipe: Recipe, catalogue: Catalogue, now: Callable[[], datetime], progress: Progress
+        self,
+        settings: Settings,
+        recipe: Recipe,
+        catalogue: Catalogue,
+        now: Callable[[], datetime],
+        progress: Progress,
+        stop: Callable[[], bool],
     ) -> None:
         root = settings.storage.root
-        self.settings, self.recipe, self.catalogue, self.now, self.progress = settings, recipe, catalogue, now, progress
+        self.settings, self.recipe, self.catalogue, self.now = settings, recipe, catalogue, now
+        self.progress: Progress = _Pulse(progress, self._go_on, self._tell)
+        self.stop = stop
         self.archive = Archive(root / "archive")
         self.registry = Registry(root / "models")
         self.cache = Cache(root / "cache", Preprocessing(recipe.size_px))
         self.root = root
         self.folder = root / "runs"
         self.bound: dict[str, Any] = {}
+        self.ticket = Ticket(0, 0)
+        self._renew_at = 0.0
 
     # --- the run and its folder -------------------------------------------------------------------------------------------
 
     @contextmanager
-    def begun(self, run_id: str) -> Iterator[None]:
+    def begun(self, run_id: str, ticket: Ticket | None) -> Iterator[None]:
         """Open the run's folder, alone, and keep the row of the catalogue up to date."""
-        runs = self.root / "runs"
-        if run_id and (Path(run_id).name != run_id or not (runs / run_id / "run.json").is_file()):
-            raise NotFound(f"there is no run {run_id!r} to continue; `osteon train list` shows what there is")
-        self.folder = runs / (run_id or _new_id(runs, self.now(), self.recipe.name))
-        durable.make_folder(self.folder)
-        (self.folder / "lock").touch(mode=0o600)
-        with open(self.folder / "lock", "ab") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Busy(f"another process works on run {self.folder.name}") from None
+        if run_id:
+            self._recall(run_id)
+            if (self.folder / "outcome.json").is_file():
+                yield  # there is nothing to do, and nothing to change
+                return
+        with self._entered(run_id, ticket) as folder, _alone(folder):
+            self.folder = folder
             self.bound = self._step("run.json", self._bind)
-            if self.bound["recipe_digest"] != self.recipe.digest:
-                raise OtherRun(f"run {self.folder.name} was started with another recipe {self.bound['recipe']}; start a new run")
-            self._require_same_machinery()
+            self._require_same()
             threads = torch.get_num_threads()
             torch.set_num_threads(self.bound["threads"])
             event(log, "training started", run=self.folder.name, recipe=self.recipe.name, device=self.bound["device"])
-            outcome = "interrupted"
             try:
                 yield
-                outcome = ""
-            except OsteonError as error:
-                outcome = f"failed: {safe_message(error)}"
-                raise
             finally:
                 torch.set_num_threads(threads)
-                if outcome:
-                    self._finish(outcome, "", "")
+
+    def _recall(self, run_id: str) -> None:
+        """Read what a run is bound to, before anything of it is changed."""
+        self.folder = self.root / "runs" / run_id
+        if Path(run_id).name != run_id or not (self.folder / "run.json").is_file():
+            raise NotFound(f"there is no run {run_id!r} to continue; `osteon train list` shows what there is")
+        self.bound = self._read("run.json")
+        self._require_same()
+
+    @contextmanager
+    def _entered(self, run_id: str, ticket: Ticket | None) -> Iterator[Path]:
+        """Take the run's row and its device set, give its folder, and write into the row how it ended."""
+        runs, until = self.catalogue.runs, self.now() + machine.LEASE
+        if ticket:
+            row = runs.enter(ticket.run, ticket.tries, machine.this_process(), until=until)
+        else:
+            machine.settle(self.catalogue, self.now())  # a run that was killed must not keep its device set for ever
+            devices, me = machine.device_set(self.settings.training.device), machine.this_process()
+            if run_id:
+                row = runs.take(self.bound["row"], devices=devices, worker=me, now=self.now(), until=until)
+            else:
+                row = runs.start(kind=KIND, recipe=self.recipe.name, devices=devices, worker=me, now=self.now(), until=until)
+        self.ticket = here = Ticket(row.id, row.tries)
+        folder = self.root / "runs" / (run_id or row.folder or _new_id(self.root / "runs", self.now(), self.recipe.name))
+        try:
+            with disk_full_said():
+                durable.make_folder(folder)
+                if not runs.bind(here.run, here.tries, folder.name):
+                    raise Stopped("the run was given to another trainer")
+                yield folder
+        except (Stopped, KeyboardInterrupt, SystemExit) as error:
+            runs.stop(here.run, here.tries, str(error) or "interrupted", now=self.now())
+            raise
+        except Retriable as error:
+            runs.lose(here.run, here.tries, safe_message(error), now=self.now())
+            raise
+        except OsteonError as error:
+            runs.fail(here.run, here.tries, safe_message(error), now=self.now())
+            raise
+        except BaseException as error:
+            runs.lose(here.run, here.tries, f"its trainer ended by {type(error).__name__}", now=self.now())
+            raise
+
+    def _go_on(self) -> None:
+        """Move the deadline now and then; end the run here when somebody wants it to end."""
+        if self.stop():
+            raise Stopped
+        if monotonic() < self._renew_at:
+            return
+        self._renew_at = monotonic() + RENEW_S
+        with suppress(StoreBusy):  # the deadline is minutes away, and the next look is near
+            state = self.catalogue.runs.renew(self.ticket.run, self.ticket.tries, until=self.now() + machine.LEASE)
+            if state is not RunState.RUNNING:
+                raise Stopped("the run was cancelled" if state else "the run was given to another trainer")
+
+    def _tell(self, pulse: dict[str, Any]) -> None:
+        """Leave for others how far the run is."""
+        if self.bound:
+            self._write("progress.json", json.dumps({"at": self.now().isoformat(), **pulse}).encode())
 
     def _bind(self) -> dict[str, Any]:
         """Write down what the run is bound to, before it begins."""
         started = self.now()
         return {
             "id": self.folder.name,
-            "row": self.catalogue.runs.add("finetune", self.folder.name, started),
+            "row": self.ticket.run,
             "started_at": started.isoformat(),
             "recipe": self.recipe.name,
             "recipe_digest": self.recipe.digest,
@@ -201,8 +284,10 @@ class _Cycle:
             "python": platform.python_version(),
         }
 
-    def _require_same_machinery(self) -> None:
+    def _require_same(self) -> None:
         """Refuse to finish a run with what would make another model of it."""
+        if self.bound["recipe_digest"] != self.recipe.digest:
+            raise OtherRun(f"run {self.folder.name} was started with another recipe {self.bound['recipe']}; start a new run")
         if (self.folder / "outcome.json").is_file():
             return
         others = [f"{name} {self.bound[name]} (now {here})" for name, here in _versions().items() if self.bound[name] != here]
@@ -228,9 +313,6 @@ class _Cycle:
 
     def _write(self, name: str, data: bytes) -> None:
         durable.write(self.folder / name, data, mode=0o600)
-
-    def _finish(self, outcome: str, version: str, decision: str) -> None:
-        self.catalogue.runs.finish(self.bound["row"], outcome=outcome, model_id=version, decision=decision, now=self.now())
 
     # --- what to learn from -----------------------------------------------------------------------------------------------
 
@@ -404,6 +486,10 @@ class _Cycle:
         out_of_fold: NDArray[np.float64],
         temperature: float,
     ) -> dict[str, Any]:
+        # a person may have merged patients, or corrected whose a study is, since the lists were frozen: whoever was learned from
+        # under another pseudonym is no witness any more
+        locked = {image.sop_uid for image in self.catalogue.instances.for_training() if image.locked}
+        frozen = replace(frozen, locked=tuple(sample for sample in frozen.locked if sample.sop_uid in locked))
         seen = evaluate.by_study(frozen.training, out_of_fold, self.recipe.urgent)
         baselines = {
             name: evaluate.by_study(frozen.training, self._trivial_out_of_fold(frozen.training, folds, name), self.recipe.urgent)
@@ -484,7 +570,8 @@ class _Cycle:
         """Write down that the locked patients are looked at, before they are; give how often they were by now."""
         file = self.root / "models" / "looks.jsonl"
         durable.make_folder(file.parent)
-        with open(file, "a+", encoding="ascii", opener=lambda path, flags: os.open(path, flags, 0o600)) as looks:
+        durable.touch(file)
+        with open(file, "a+", encoding="ascii") as looks:
             fcntl.flock(looks, fcntl.LOCK_EX)
             looks.seek(0)
             if (before := looks.read()) and not before.endswith("\n"):
@@ -689,10 +776,60 @@ class _Cycle:
 
     def done(self, decision: dict[str, Any]) -> Outcome:
         """Enter the outcome in the catalogue and give it back."""
-        self._finish("done", decision["version"], decision["decision"])
+        model, said = decision["version"], decision["decision"]
+        self.catalogue.runs.done(self.ticket.run, self.ticket.tries, model_id=model, decision=said, now=self.now())
         told = {name: decision[name] for name in ("version", "decision", "words", "by_hand")}
         self._step("outcome.json", lambda: told)
         return Outcome(self.folder.name, self.folder, **told)
+
+
+class _Pulse:
+    """Hands progress on, leaves it on the disk where others look, and asks whether the run is to go on."""
+
+    def __init__(self, heard: Progress, go_on: Callable[[], None], tell: Callable[[dict[str, Any]], None]) -> None:
+        self._heard, self._go_on, self._tell = heard, go_on, tell
+        self._now: dict[str, Any] = {}
+        self._began = self._told_at = 0.0
+        self._epochs = 0
+
+    def stage(self, what: str, total: int = 0) -> None:
+        """Begin a stage."""
+        self._go_on()
+        self._now = {"stage": what, "done": 0, "total": total}
+        self._began, self._epochs = monotonic(), 0
+        self._tell(self._now)
+        self._heard.stage(what, total)
+
+    def advance(self, done: int) -> None:
+        """Say how far the stage is, and reckon what is left; epochs that an earlier start has done took no time of this one."""
+        self._go_on()
+        self._now["done"] = done
+        if worked := self._epochs or ("fit" not in self._now and done):
+            self._now["left_s"] = round((monotonic() - self._began) / worked * max(0, self._now["total"] - done))
+        if monotonic() - self._told_at > TELL_S:
+            self._told_at = monotonic()
+            self._tell(self._now)
+        self._heard.advance(done)
+
+    def epoch(self, fit: str, line: Epoch) -> None:
+        """Say that an epoch is over."""
+        self._heard.epoch(fit, line)
+        self._epochs += 1
+        loss = line.train_loss if line.validation_loss is None else line.validation_loss
+        self._now |= {"fit": fit, "epoch": line.epoch, "loss": round(loss, 4)}
+        self._go_on()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep every other process from the run's folder, also one that the catalogue knows nothing of."""
+    (folder / "lock").touch(mode=0o600)
+    with open(folder / "lock", "ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(f"another process works on run {folder.name}") from None
+        yield
 
 
 def _new_id(runs: Path, now: datetime, recipe: str) -> str:

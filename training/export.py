@@ -22,6 +22,7 @@ from torch import Tensor
 
 from models.errors import Final
 from models.networks import Network
+from models.runtime import onnx_runtime
 from training.augment import plain
 
 TOLERANCE = 1e-4
@@ -76,9 +77,8 @@ def parity(onnx: bytes, network: Network, rows: Tensor) -> Parity:
         A logit or a feature differs by more than 1e-4, or is not finite.
     """
     import onnx as library
-    import onnxruntime
 
-    session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
+    session = onnx_runtime().InferenceSession(onnx, providers=["CPUExecutionProvider"])
     worst = {"logits": 0.0, "features": 0.0}
     network = network.cpu().eval()
     for part in (rows[:1], *torch.split(rows[1:], BATCH)):

@@ -1,60 +1,81 @@
-"""The verbs `osteon train …`.
+"""The verbs `osteon train …` and `osteon schedule …`.
 
 In: options. Out: progress and the gate's words on the terminal. Torch is not imported before a run begins, so that
-`osteon --help` stays quick; what a verb shows of a run is read from the run's folder.
+`osteon --help` stays quick; what a verb shows of a run is read from the catalogue and the run's folder.
 """
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from node.errors import NotFound
-from node.settings import load
+from node.settings import Settings, load
+
+if TYPE_CHECKING:
+    from node.keep.catalogue import Catalogue
+    from node.keep.records import Run, Timing
+    from node.metrics.serve import Ready
 
 app = typer.Typer(help="Train a model on the labelled images of the archive.", no_args_is_help=True)
+schedule_app = typer.Typer(help="Train by the schedules of the settings; without a further word, run the role.")
 
 Config = Annotated[Path, typer.Option("--config", help="The site's settings.", envvar="OSTEON_CONFIG", show_default=True)]
+Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the history.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="Number or folder of the run, as `osteon train list` shows them.")]
+ScheduleName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the schedule in the settings.")]
 DEFAULT_CONFIG = Path("ae_config.toml")
+EXITS = {"done": 0, "failed": 2, "cancelled": 143, "interrupted": 143}
+"""Exit codes of `osteon train watch`, by how the run ended."""
+LOOK_S = 0.5
+BEAT_S = 5.0
+
+
+# --- runs ----------------------------------------------------------------------------------------------------------------------
 
 
 @app.command("run")
 def run(
     config: Config = DEFAULT_CONFIG,
     recipe: Annotated[str, typer.Option(help="Name of the recipe; default: [training] recipe.")] = "",
-    continued: Annotated[str, typer.Option("--run", help="Continue this run, which was stopped or killed.")] = "",
 ) -> None:
-    """Fine-tune, export, evaluate and let the gate decide; the model goes into service only if the gate says so."""
+    """Fine-tune, export, evaluate and let the gate decide; the model goes into service only if the gate says so.
+
+    Ctrl-C ends the run after its epoch, a second one at once; `osteon train resume` takes it up again.
+    """
     from training.__main__ import train
 
-    train(config, recipe, continued)
+    train(config, recipe)
 
 
 @app.command("list")
 def list_runs(config: Config = DEFAULT_CONFIG) -> None:
     """List the runs, newest first."""
-    from node.keep.catalogue import Catalogue
-
-    with Catalogue.open(load(config).storage.catalogue) as catalogue:
+    with _catalogue(load(config)) as catalogue:
         runs = catalogue.runs.list()
     if not runs:
         typer.echo("no run yet; `osteon train run` starts one")
     for one in runs:
-        outcome = one.outcome or "running, or killed: `osteon train run --run` continues it"
-        typer.echo("  ".join(part for part in (one.folder, outcome, one.decision, one.model_id) if part))
+        parts = (str(one.id), one.folder or "not started", one.state, one.decision, one.model_id, one.reason)
+        typer.echo("  ".join(part for part in parts if part))
 
 
 @app.command("show")
-def show(run: Annotated[str, typer.Argument(help="Name of the run.")], config: Config = DEFAULT_CONFIG) -> None:
+def show(run: RunName, config: Config = DEFAULT_CONFIG) -> None:
     """Say what a run came to: figures with intervals, the gate's words, where the files are."""
-    folder = load(config).storage.root / "runs" / run
-    if Path(run).name != run or not (folder / "run.json").is_file():
-        raise NotFound(f"there is no run {run!r}; `osteon train list` shows what there is")
-    if not (folder / "decision.json").is_file():
-        typer.echo(f"{run} has not come to a decision; `osteon train run --run {run}` continues it")
+    site = load(config)
+    with _catalogue(site) as catalogue:
+        row = catalogue.runs.named(run)
+    folder = site.storage.root / "runs" / row.folder
+    if not row.folder or not (folder / "decision.json").is_file():
+        typer.echo(f"run {row.id} has not come to a decision; it is {_state(row)}")
         return
     decision = json.loads((folder / "decision.json").read_bytes())
     for metric in decision["metrics"]:
@@ -65,3 +86,368 @@ def show(run: Annotated[str, typer.Argument(help="Name of the run.")], config: C
     if decision["by_hand"]:
         typer.echo(f"by hand  {decision['by_hand']}")
     typer.echo(f"files    {folder}")
+
+
+@app.command("status")
+def status(config: Config = DEFAULT_CONFIG) -> None:
+    """Show in one table what runs and how far it is, what waits and for what, and the last outcomes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    site = load(config)
+    with _catalogue(site) as catalogue:
+        runs = catalogue.runs.list()
+        rows = [one for one in runs[::-1] if one.state in ("queued", "running", "cancelling")]
+        rows += [one for one in runs if one.finished_at][:5]
+        told = [(str(one.id), one.schedule or "by hand", one.recipe, one.state, _situation(site, catalogue, one)) for one in rows]
+        alive = _scheduler_lives(catalogue)
+    if not told:
+        typer.echo("no run yet; `osteon train run` starts one, or a [[schedule]] in the settings")
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("run", "schedule", "recipe", "state", "how it stands"):
+        table.add_column(heading, no_wrap=heading != "how it stands", overflow="fold")
+    for row in told:
+        table.add_row(*row)
+    Console(markup=False, highlight=False, width=None if os.isatty(1) else 200).print(table)
+    if not alive and any(one.state == "queued" for one in rows):
+        typer.echo("No scheduler runs: what waits is not started. `osteon schedule` runs one, also as a part of `osteon serve`.")
+
+
+@app.command("watch")
+def watch(run: Annotated[str, typer.Argument(help="Number or folder of the run; default: the one that runs.")] = "",
+          config: Config = DEFAULT_CONFIG) -> None:  # fmt: skip
+    """Show the progress of a run until it ends; exit code 0 when it is done, 2 when it failed, 143 when it was stopped."""
+    from time import sleep
+
+    from rich.console import Console
+
+    site = load(config)
+    console = Console()
+    with _catalogue(site) as catalogue:
+        row = catalogue.runs.named(run) if run else next(iter(catalogue.runs.busy() or catalogue.runs.open()), None)
+        if row is None:
+            raise NotFound("no run is under way; `osteon train list` shows those that were")
+        with _Watching(console) as shown:
+            while row.state not in EXITS:
+                shown.see(row, _progress(site, row))
+                sleep(LOOK_S)
+                row = catalogue.runs.get(row.id)
+    typer.echo(f"run {row.id} is {_state(row)}" + (f"; the gate says: {row.decision}" if row.decision else ""))
+    raise typer.Exit(EXITS[row.state])
+
+
+@app.command("cancel")
+def cancel(run: RunName, reason: Reason, config: Config = DEFAULT_CONFIG) -> None:
+    """End a run: one that waits at once, one that runs after its epoch (or by force after [training] stop_grace_s)."""
+    with _catalogue(load(config)) as catalogue:
+        row = catalogue.runs.cancel(catalogue.runs.named(run).id, by=_login(), reason=reason, now=datetime.now(UTC))
+    waits = "; its trainer finishes the epoch" if row.state == "cancelling" else ""
+    typer.echo(f"run {row.id} is {row.state}{waits}. `osteon train resume {row.id} --reason TEXT` takes it up again.")
+
+
+@app.command("resume")
+def resume(run: RunName, reason: Reason, config: Config = DEFAULT_CONFIG) -> None:
+    """Queue a run again that failed, was cancelled or interrupted; it goes on from its last finished step."""
+    from training.machine import settle
+
+    with _catalogue(load(config)) as catalogue:
+        settle(catalogue, datetime.now(UTC))
+        row = catalogue.runs.resume(catalogue.runs.named(run).id, by=_login(), reason=reason, now=datetime.now(UTC))
+        alive = _scheduler_lives(catalogue)
+    typer.echo(f"run {row.id} waits for its device set; `osteon train watch {row.id}` follows it")
+    if not alive:
+        typer.echo("No scheduler runs: `osteon schedule` runs one, also without a [[schedule]] in the settings.")
+
+
+# --- schedules -----------------------------------------------------------------------------------------------------------------
+
+
+@schedule_app.callback(invoke_without_command=True)
+def run_role(context: typer.Context, config: Config = DEFAULT_CONFIG) -> None:
+    """Run the role until SIGTERM or Ctrl-C: queue what is due, and supervise the runs. A trainer goes on when this ends."""
+    if context.invoked_subcommand is not None:
+        source = context.get_parameter_source("config")
+        if source is not None and source.name == "COMMANDLINE":  # the verb reads its own: it would act on another site
+            told = f"give it after the verb: osteon schedule {context.invoked_subcommand} --config {config}"
+            raise typer.BadParameter(told, param_hint="--config")
+        return
+    from node import daemon, logs
+    from node.metrics import figures
+    from node.metrics.meters import new_registry
+    from node.metrics.serve import Health, serving
+
+    site = load(config)
+    logs.configure()
+    registry, health = new_registry(site.storage), Health()
+    with daemon.stop_on_signals() as stop, _catalogue(site) as catalogue, _Role(site, config, catalogue) as role:
+        registry.register(figures.of_training(catalogue))
+        step = health.loop("supervise", role.step)
+        with serving(site.metrics, "schedule", registry=registry, health=health, ready=role.ready):
+            daemon.run(step, stop, heartbeat=role.beat, heartbeat_s=BEAT_S)
+
+
+@schedule_app.command("list")
+def list_schedules(config: Config = DEFAULT_CONFIG) -> None:
+    """List the schedules: when each is due next, and what became of its last due time and its last run."""
+    site = load(config)
+    for complaint in unfit(site):
+        typer.echo(complaint, err=True)
+    if not site.schedule:
+        typer.echo("no [[schedule]] in the settings; ae_config.toml shows how to write one")
+    with _catalogue(site) as catalogue:
+        timings = catalogue.timings.all()
+        for one in site.schedule:
+            timing, last = timings.get(one.name), catalogue.runs.last_of(one.name)
+            rhythm = f"cron {one.cron}" if one.cron else f"every {one.every}"
+            paused = catalogue.roles.flag(f"schedule {one.name}") == "paused"
+            typer.echo(f"{one.name}  {rhythm}  {one.kind} {one.recipe or site.training.recipe}" + ("  PAUSED" if paused else ""))
+            typer.echo(f"  next      {_next(timing)}")
+            if timing is not None and timing.said and timing.said_at is not None:
+                typer.echo(f"  last due  {_at(timing.considered_at, timing.zone)}: {timing.said}")
+            if last is not None:
+                typer.echo(f"  last run  {last.id}  {_state(last)}" + (f", {last.decision}" if last.decision else ""))
+
+
+@schedule_app.command("run-now")
+def run_now(name: ScheduleName, reason: Reason = "by hand", config: Config = DEFAULT_CONFIG) -> None:
+    """Queue a run of a schedule now, whatever its conditions, its quiet hours and a pause say."""
+    from training import schedule
+
+    site = load(config)
+    one = schedule.find(site, name)
+    with _catalogue(site) as catalogue:
+        recipe = schedule.recipe_of(one, site)
+        row = catalogue.runs.ask(kind=one.kind, recipe=recipe, schedule=name, by=_login(), reason=reason, now=datetime.now(UTC))
+        alive = _scheduler_lives(catalogue)
+    typer.echo(f"run {row.id} of {name} waits for its device set; `osteon train watch {row.id}` follows it")
+    if not alive:
+        typer.echo("No scheduler runs: `osteon schedule` runs one, also as a part of `osteon serve`.")
+
+
+@schedule_app.command("pause")
+def pause(name: ScheduleName, reason: Reason, config: Config = DEFAULT_CONFIG) -> None:
+    """Let no run of a schedule start: due times are passed over. A run under way goes on."""
+    _switch(config, name, "paused", reason)
+    typer.echo(f"{name} is paused; `osteon schedule resume {name} --reason TEXT` lets it go on")
+
+
+@schedule_app.command("resume")
+def resume_schedule(name: ScheduleName, reason: Reason, config: Config = DEFAULT_CONFIG) -> None:
+    """Let a paused schedule go on with its next due time; what was passed over is not made up for."""
+    _switch(config, name, "on", reason)
+    typer.echo(f"{name} goes on; `osteon schedule list` shows when it is due")
+
+
+class _Role:
+    """What `osteon schedule` holds open: the timekeeper and the supervisor, and the sign of life of both."""
+
+    def __init__(self, site: Settings, config: Path, catalogue: Catalogue) -> None:
+        from training.machine import this_process
+        from training.schedule import Timekeeper
+        from training.supervise import Supervisor, torchrun
+
+        self._site, self._catalogue, self._me = site, catalogue, this_process()
+        self._timekeeper = Timekeeper(site, catalogue, now=_now)
+        self._supervisor = Supervisor(site, catalogue, torchrun(config), now=_now)
+        self.step = self._supervisor.step
+
+    def __enter__(self) -> _Role:
+        self._timekeeper.begin()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._timekeeper.end()
+        self._catalogue.roles.leave("schedule", self._me.host, self._me.pid)
+
+    def ready(self) -> Ready:
+        """Say whether runs can be queued and begun now."""
+        from node.metrics.disk import troubles
+        from node.metrics.serve import Ready
+
+        left_out = [f"schedule {name}: {why}" for name, why in self._timekeeper.troubles.items()]
+        return Ready(
+            troubles(self._site.storage, written=("runs", "models", "cache")) + left_out, {"schedules": len(self._site.schedule)}
+        )
+
+    def beat(self) -> None:
+        """Plan what comes next and leave a sign of life."""
+        from node.keep.records import Role
+
+        self._timekeeper.plan()
+        open_runs = self._catalogue.runs.open()
+        told = {
+            "schedules": len(self._site.schedule),
+            "runs waiting": sum(one.state == "queued" for one in open_runs),
+            "left out": "; ".join(f"{name}: {why}" for name, why in self._timekeeper.troubles.items()),
+            "running": ", ".join(str(one.id) for one in open_runs if one.state != "queued"),
+        }
+        self._catalogue.roles.beat(Role("schedule", self._me.host, self._me.pid, _now(), told))
+
+
+class _Watching:
+    """Shows one run: a bar on a terminal, on a pipe one plain line for each stage and epoch."""
+
+    def __init__(self, console: Any) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self._bars = None
+        self._said = ""
+        if console.is_terminal:
+            self._bars = Progress(TextColumn("{task.description:44}"), BarColumn(), MofNCompleteColumn(), console=console)
+            self._task = self._bars.add_task("", total=None)
+
+    def __enter__(self) -> _Watching:
+        if self._bars:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def see(self, row: Run, progress: dict[str, Any]) -> None:
+        """Show how a run stands now."""
+        said = _words(row, progress)
+        if self._bars:
+            self._bars.update(
+                self._task, description=said, completed=progress.get("done", 0), total=progress.get("total") or None
+            )
+            return
+        step = said.partition(", about")[0]
+        if step != self._said:
+            self._said = step
+            typer.echo(said)
+
+
+def unfit(site: Settings) -> Iterator[str]:
+    """Say what keeps a schedule of these settings from running here, for `osteon check`."""
+    from importlib.util import find_spec
+
+    from models.errors import OsteonError
+    from training import machine
+    from training.recipe import named
+
+    if not site.schedule:
+        return
+    missing = [name for name in ("apscheduler", "torch", "torchvision") if find_spec(name) is None]
+    if missing:
+        told = "install the extra `cpu` or `gpu`, or take [[schedule]] out of the settings"
+        yield f"schedules cannot be run on this machine: {', '.join(missing)} is not installed; {told}"
+    if site.training.device == "cuda" and not machine.device_set("auto").endswith("gpu"):
+        yield '[training] device is "cuda", and this machine shows no NVIDIA GPU: set it to "auto" or "cpu"'
+    for one in site.schedule:
+        try:
+            named(one.recipe or site.training.recipe)
+        except OsteonError as error:
+            yield f"{one.name}: {error}"
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _login() -> str:
+    """Name who acts, for the history; a container's user may have a number alone."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
+
+
+def _catalogue(site: Settings) -> Catalogue:
+    from node.keep.catalogue import Catalogue
+
+    return Catalogue.open(site.storage.catalogue)
+
+
+def _switch(config: Path, name: str, value: str, reason: str) -> None:
+    from node.keep.catalogue.timings import switch
+    from training import schedule
+
+    site = load(config)
+    schedule.find(site, name)
+    with _catalogue(site) as catalogue:
+        catalogue.roles.set_flag(switch(name), value, by=_login(), reason=reason, now=_now())
+
+
+def _scheduler_lives(catalogue: Catalogue) -> bool:
+    """Say whether a scheduler has shown a sign of life lately."""
+    return any(role.name == "schedule" and (_now() - role.seen_at).total_seconds() < 60 for role in catalogue.roles.all())
+
+
+def _progress(site: Settings, row: Run) -> dict[str, Any]:
+    """Read how far a run is; empty when it has not told."""
+    try:
+        found: dict[str, Any] = json.loads((site.storage.root / "runs" / (row.folder or "none") / "progress.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _state(row: Run) -> str:
+    return row.state + (f" ({row.reason})" if row.reason else "")
+
+
+def _words(row: Run, progress: dict[str, Any]) -> str:
+    """Say in words how far a run is."""
+    if row.state == "queued" or not progress or not row.folder:
+        return _state(row) if row.state != "running" else "starting"
+    told = [progress["stage"] + (f" {progress['done']} of {progress['total']}" if progress.get("total") else "")]
+    if "fit" in progress:
+        told.append(f"{progress['fit']}, epoch {progress['epoch']}, loss {progress['loss']:.3f}")
+    if row.state == "cancelling":
+        told.append("being cancelled")
+    if "left_s" in progress:
+        told.append(f"about {_length(progress['left_s'])} left in this stage")
+    return ", ".join(told)
+
+
+def _situation(site: Settings, catalogue: Catalogue, row: Run) -> str:
+    """Say how one run stands, for the table."""
+    if row.state in ("running", "cancelling"):
+        return f"{row.folder or 'new'}: {_words(row, _progress(site, row))} (try {row.tries} on {row.host})"
+    if row.state == "queued":
+        return f"due {_at(row.due_at)}; " * (row.due_at is not None) + _waits_for(site, catalogue, row)
+    ended = f"{_at(row.finished_at)}: " if row.finished_at else ""
+    return ended + ", ".join(part for part in (row.decision, row.model_id, row.reason, row.folder) if part)
+
+
+def _waits_for(site: Settings, catalogue: Catalogue, row: Run) -> str:
+    """Say what keeps a queued run."""
+    from training.supervise import quiet
+
+    if row.next_attempt_at and row.next_attempt_at > _now():
+        return f"{row.reason}; next attempt {_at(row.next_attempt_at)}"
+    if row.origin == "schedule":
+        one = next((one for one in site.schedule if one.name == row.schedule), None)
+        if one is None:
+            return "its schedule is not in these settings: `osteon train cancel` strikes it out"
+        if catalogue.roles.flag(f"schedule {row.schedule}") == "paused":
+            return "its schedule is paused"
+        if quiet(one, _now()):
+            return f"quiet hours {one.when.quiet_hours}"
+    return "waits for its device set"
+
+
+def _next(timing: Timing | None) -> str:
+    if timing is None or timing.next_at is None:
+        return "not planned: no scheduler runs"
+    return _at(timing.next_at, timing.zone)
+
+
+def _at(at: datetime | None, zone: str = "") -> str:
+    """Spell a moment in local time, or in a schedule's zone, with the zone's name."""
+    from zoneinfo import ZoneInfo
+
+    if at is None:
+        return "now"
+    local = at.astimezone(ZoneInfo(zone) if zone else None)
+    return f"{local:%Y-%m-%d %H:%M %Z}"
+
+
+def _length(seconds: float) -> str:
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

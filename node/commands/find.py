@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from node.errors import NotFound
 from node.keep.catalogue import Catalogue
+from node.keep.custody import site_keys
 from node.keep.records import Study
-from node.pseudonym import SiteKeys
-from node.settings import Settings, load_key
+from node.settings import Settings
 
 
 def find_studies(catalogue: Catalogue, settings: Settings, typed: str) -> list[Study]:
@@ -19,8 +19,10 @@ def find_studies(catalogue: Catalogue, settings: Settings, typed: str) -> list[S
     ------
     NotFound
         Nothing is known under it.
+    BadKey
+        The site key is not the one of this catalogue, or cannot be read.
     """
-    keys, issuer, wanted = SiteKeys.derive(load_key(settings.storage.site_key)), settings.node.default_issuer, typed.strip()
+    keys, issuer, wanted = site_keys(settings.storage, catalogue), settings.node.default_issuer, typed.strip()
     hits = {study.uid: study for uid in (wanted, keys.uid(wanted)) for study in catalogue.studies.find(uid=uid)}
     hashes = (keys.accession(issuer, wanted), keys.study_id(issuer, wanted))
     hits |= {study.uid: study for study in catalogue.studies.find(accession_keys=hashes)}

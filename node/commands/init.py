@@ -23,7 +23,7 @@ from node.settings import KEY_BYTES, Settings, parse
 SETTINGS = "ae_config.toml"
 FOLDERS = ("archive", "quarantine", "models", "runs", "cache")
 
-Value = str | int | float | bool | Sequence[str] | Sequence[Mapping[str, "Value"]]
+Value = str | int | float | bool | Sequence[str] | Mapping[str, "Value"] | Sequence[Mapping[str, "Value"]]
 
 
 def init(
@@ -48,7 +48,8 @@ A new site is in {folder}:
   keys/           the site's key and the vault's key, readable by you alone
   data/           archive, catalogue, vault, quarantine, models, runs, cache
 Next:
-  1. Back up keys/, apart from data/. Without them no result finds its patient any more.
+  1. Back up keys/, apart from data/. Without them no result finds its patient any more. Then say where the copies lie:
+     osteon backup keys-kept --config {config}
   2. In {config} name who may call ([[node.callers]]) and where results go ([[pacs]]).
   3. osteon check --config {config}
   4. osteon serve --config {config}
@@ -76,12 +77,24 @@ def init_site(folder: Path, **sections: Mapping[str, Value] | Sequence[Mapping[s
     for path in (file, *keys):
         if path.exists():
             raise BadSettings(f"{path} is there already, and init overwrites nothing: choose another directory, or remove it")
+    if keys and (there := _occupied(settings)):
+        raise BadSettings(
+            f"{there} of {folder} is not empty, and new keys would open nothing in it: put the site's own keys back, or choose "
+            "another directory"
+        )
     for made in (*(key.parent for key in keys), *_folders(settings)):
         durable.make_folder(made, mode=0o700)
     for key in keys:
         durable.write(key, base64.b64encode(secrets.token_bytes(KEY_BYTES)) + b"\n", mode=0o600)
     durable.write(file, text.encode(), mode=0o600)
     return file
+
+
+def _occupied(settings: Settings) -> str:
+    """Name a store that is not empty, "" when there is none."""
+    from node.keep.custody import occupied
+
+    return occupied(settings.storage)
 
 
 def template() -> str:
@@ -124,6 +137,8 @@ def _with_tables(text: str, name: str, tables: Any) -> str:
 
 def _toml(value: object) -> str:
     """Spell a value in TOML: JSON's spelling of text, numbers, truth and lists is TOML's too."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {_toml(inner)}" for key, inner in value.items()) + " }"
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -24,6 +24,7 @@ def import_(
                                               "labelled_on, confirmed_by (histology, culture, follow-up, opinion), "
                                               "first_treatment_on (may be empty).")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be imported, and import nothing.")] = False,
+    reason: Annotated[str, typer.Option("--reason", help="Why, or where the table comes from; kept in the history.")] = "",
     config: Config = DEFAULT_CONFIG,
 ) -> None:  # fmt: skip
     """Import a label table: all of it, or, when a row has a problem, nothing."""
@@ -32,7 +33,7 @@ def import_(
     from node import settings
     from node.errors import BadLabels
     from node.keep.catalogue import Catalogue
-    from node.pseudonym import SiteKeys
+    from node.keep.custody import site_keys
     from node.receive import labels
 
     site = settings.load(config)
@@ -40,9 +41,8 @@ def import_(
         text = file.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise BadLabels(f"{file}: cannot be read as UTF-8 text ({type(error).__name__})") from None
-    keys = SiteKeys.derive(settings.load_key(site.storage.site_key))
-    rows, problems = labels.read(text, keys, site.node.default_issuer)
     with Catalogue.open(site.storage.catalogue) as catalogue:
+        rows, problems = labels.read(text, site_keys(site.storage, catalogue), site.node.default_issuer)
 
         def study_of_image(sop_uid: str) -> str | None:
             image = catalogue.instances.find(sop_uid)
@@ -54,6 +54,7 @@ def import_(
                 *catalogue.studies.find(uid=row.study_uid),
                 *catalogue.studies.find(accession_keys=row.accession_keys),
             ],
+            pseudonyms=lambda pid: catalogue.patients.person(pid).pseudonyms,
             study_of_image=study_of_image,
             stored=catalogue.labels.all(),
         )
@@ -66,7 +67,7 @@ def import_(
         if dry_run:
             typer.echo("dry run: nothing was imported")
             return
-        catalogue.labels.put_all(found, now=datetime.now(UTC), by=login())
+        catalogue.labels.put_all(found, now=datetime.now(UTC), by=login(), reason=reason or file.name)
         typer.echo(f"{len(found)} labels imported")
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from models.card import Card, StartWeights
     from models.registry import Move, Registry
+    from node.keep.catalogue import Catalogue
     from node.settings import Settings
 
 app = typer.Typer(help="Model versions: what is on the shelf and which one is in service.", no_args_is_help=True)
@@ -82,12 +83,13 @@ def promote(version: Version, reason: Reason, by: By = "", config: Config = DEFA
     card = registry.card(version)
     with Catalogue.open(site.storage.catalogue) as catalogue:
         locked = catalogue.instances.locked_patients()
-    move = registry.promote(
-        version, by=by or login(), reason=reason, decision=card.decision, now=datetime.now(UTC), locked=locked
-    )
-    if before == version:
-        typer.echo(f"{version} is in service already, since {_local(move.at)}, by {move.by}: {move.reason}")
-        return
+        move = registry.promote(
+            version, by=by or login(), reason=reason, decision=card.decision, now=datetime.now(UTC), locked=locked
+        )
+        if before == version:
+            typer.echo(f"{version} is in service already, since {_local(move.at)}, by {move.by}: {move.reason}")
+            return
+        _note(catalogue, "model promoted", move)
     _say(registry, move)
     typer.echo(f"the gate had said: {card.decision}" + (f" ({card.decision_reason})" if card.decision_reason else ""))
 
@@ -95,8 +97,13 @@ def promote(version: Version, reason: Reason, by: By = "", config: Config = DEFA
 @app.command()
 def rollback(reason: Reason, by: By = "", config: Config = DEFAULT_CONFIG) -> None:
     """Put the version that was in service before back into service."""
-    registry = _registry(config)
-    registry.rollback(by=by or login(), reason=reason, now=datetime.now(UTC))
+    from node.keep.catalogue import Catalogue
+
+    site = _settings(config)
+    registry = _shelf(site)
+    with Catalogue.open(site.storage.catalogue) as catalogue:
+        registry.rollback(by=by or login(), reason=reason, now=datetime.now(UTC))
+        _note(catalogue, "model rolled back to", registry.history()[-1])
     _say(registry, registry.history()[-1])
 
 
@@ -185,6 +192,11 @@ def _shelf(site: Settings) -> Registry:
 
 def _registry(config: Path) -> Registry:
     return _shelf(_settings(config))
+
+
+def _note(catalogue: Catalogue, what: str, move: Move) -> None:
+    """Let `osteon history` tell it beside everything else; the shelf's own history is the one that counts."""
+    catalogue.history.note(by=move.by, what=what, subject=move.version, reason=move.reason, now=move.at)
 
 
 def _say(registry: Registry, move: Move) -> None:

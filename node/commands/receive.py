@@ -10,35 +10,46 @@ def receive(config: Config = DEFAULT_CONFIG) -> None:
     import logging
     import os
     import socket
-    from datetime import UTC, datetime
+    from contextlib import suppress
 
+    from models.errors import Retriable
     from node import daemon, logs, settings
-    from node.keep.records import Role
+    from node.metrics import figures
+    from node.metrics.meters import ReceiveMeters, new_registry
+    from node.metrics.serve import Health, Ready, serving
     from node.receive.association import Listener
     from node.receive.intake import Intake
 
     site = settings.load(config)
     logs.configure()
     log = logging.getLogger("osteon.receive")
+    registry, health = new_registry(site.storage), Health()
+    meters = ReceiveMeters(registry, callers=[caller.ae_title for caller in site.node.callers])
     with daemon.stop_on_signals() as stop:
-        intake = Intake.open(site)
-        listener = Listener(site.node, intake.take_in)
+        intake = Intake.open(site, meters=meters)
+        registry.register(figures.of_reception(intake.catalogue))
+        listener = Listener(site.node, health.work("intake", intake.take_in), meters=meters)
+
+        def ready() -> Ready:
+            deaf = [] if listener.listens() else ["nobody listens on the DICOM port"]
+            return Ready(deaf + intake.troubles(), {"ae_title": site.node.ae_title, **listener.where()})
+
+        def beat() -> None:
+            listener.renew()
+            intake.beat(listener.where())
+
+        def step() -> bool:
+            listener.check()
+            return False
+
         try:
             listener.start()
-            logs.event(log, "listening", host=site.node.host, port=listener.port, ae_title=site.node.ae_title)
-
-            def beat() -> None:
-                told = {"host": site.node.host, "port": listener.port}
-                role = Role(name="receive", host=socket.gethostname(), pid=os.getpid(), seen_at=datetime.now(UTC), told=told)
-                intake.catalogue.roles.beat(role)
-
-            def step() -> bool:
-                listener.check()
-                return False
-
-            daemon.run(step, stop, heartbeat=beat)
+            logs.event(log, "listening", ae_title=site.node.ae_title, **listener.where())
+            with serving(site.metrics, "receive", registry=registry, health=health, ready=ready):
+                daemon.run(health.loop("listen", step), stop, heartbeat=beat)
         finally:
             listener.stop()
-            intake.catalogue.roles.leave("receive", socket.gethostname(), os.getpid())
+            with suppress(Retriable):  # without a catalogue it ends all the same, and shows as silent
+                intake.catalogue.roles.leave("receive", socket.gethostname(), os.getpid())
             intake.close()
             logs.event(log, "stopped")

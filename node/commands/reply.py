@@ -60,7 +60,7 @@ def resume(reason: Reason, config: Config = DEFAULT_CONFIG) -> None:
 @app.command()
 def study(
     which: Annotated[str, typer.Argument(help="Accession number, or any UID of the study, original or pseudonymous.")],
-    reason: Reason = "by hand",
+    reason: Annotated[str, typer.Option("--reason", help="Why; kept in the history.", prompt="Why")],
     config: Config = DEFAULT_CONFIG,
 ) -> None:
     """Answer one study by hand: an expired one, or an answered one again. A study sent to be learned from is not answered."""

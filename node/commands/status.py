@@ -38,15 +38,19 @@ def _overview(catalogue: Catalogue, site: Settings) -> list[str]:
 
     from models.errors import OsteonError
     from models.registry import Registry
+    from node.commands import backup
 
     now = datetime.now(UTC)
-    lines = [f"Osteon {site.node.ae_title} on {site.node.host}:{site.node.port}  (research use only)", "", "Roles"]
+    ports = [f"{site.node.host}:{site.node.port}"] if site.node.listens_in_clear else []
+    ports += [f"{site.node.host}:{site.node.tls.port} (TLS)"] if site.node.tls.on else []
+    lines = [f"Osteon {site.node.ae_title} on {' and '.join(ports)}  (research use only)", "", "Roles"]
     roles = catalogue.roles.all()
+    several = len({role.host for role in roles}) > 1
     for role in roles:
         age_s = (now - role.seen_at).total_seconds()
         alive = f"seen {max(age_s, 0):.0f} s ago" if abs(age_s) < SILENT_S else f"SILENT since {_local(role.seen_at)}"
         told = ", ".join(f"{name}: {value}" for name, value in role.told.items() if value)
-        lines.append(f"  {role.name:<9}{alive}  {told}".rstrip())
+        lines.append(f"  {role.name:<9}{f'on {role.host}  ' if several else ''}{alive}  {told}".rstrip())
     if not roles:
         lines.append("  none is running; `osteon serve` starts them")
     answers = "on" if site.inference.answers == "on" and catalogue.roles.flag("answers") != "paused" else "OFF: nothing leaves"
@@ -68,16 +72,45 @@ def _overview(catalogue: Catalogue, site: Settings) -> list[str]:
         lines.append(f"  oldest unanswered: {oldest.uid} ({oldest.state}, {_ago(now, oldest.last_at)})")
     lines += ["", "Results"]
     lines += [f"  {state:<12}{count:>7}" for state, count in catalogue.deliveries.by_state().items() if count] or ["  none yet"]
+    lines += _training(catalogue, site)
     held = len(catalogue.instances.held())
     lines += ["", f"Archive    {catalogue.instances.count()} images; quarantine {held}"]
     disk = shutil.disk_usage(site.storage.root if site.storage.root.exists() else site.storage.root.parent)
     lines.append(
         f"Disk       {disk.free / 2**30:.1f} GiB free of {disk.total / 2**30:.1f} ({100 * disk.used / disk.total:.0f} % used)"
     )
+    made = backup.last(catalogue)
+    lines.append(f"Backup     {_ago(now, made.at)}, {backup.spelt(made.size)}, {made.where}" if made else "Backup     none yet")
     errors = catalogue.studies.recent_errors(limit=5)
     if errors:
         lines += ["", "Last errors"] + [f"  {_local(at)}  {uid}  {reason}" for at, uid, reason in errors]
     return lines
+
+
+def _training(catalogue: Catalogue, site: Settings) -> list[str]:
+    """Say what trains, when each schedule is due next, and what came of its last run; nothing where nothing ever trained."""
+    from zoneinfo import ZoneInfo
+
+    lines, timings = [], catalogue.timings.all()
+    for one in site.schedule:
+        timing = timings.get(one.name)
+        following = "next run not planned: no scheduler runs"
+        if timing is not None and timing.next_at is not None:
+            following = f"next run {timing.next_at.astimezone(ZoneInfo(timing.zone)):%Y-%m-%d %H:%M %Z}"
+            here = f"{timing.next_at.astimezone():%Y-%m-%d %H:%M %Z}"
+            following += "" if here in following else f" ({here} here)"
+        if catalogue.roles.flag(f"schedule {one.name}") == "paused":
+            following = f"PAUSED, {following}"
+        lines.append(f"  {one.name:<12}{following}")
+        if timing is not None and timing.said and timing.said_at is not None:
+            lines.append(f"  {'':<12}due {_local(timing.considered_at)}: {timing.said}")
+    runs = catalogue.runs.open()
+    last = next((run for run in catalogue.runs.list() if run.finished_at is not None), None)
+    lines += [f"  run {run.id:<8}{run.state}" + (f"  {run.folder}" if run.folder else "") for run in runs]
+    if last is not None and last.finished_at is not None:
+        told = ", ".join(part for part in (last.decision, last.model_id, last.reason) if part)
+        lines.append(f"  last run    {last.state} {_local(last.finished_at)}" + (f": {told}" if told else ""))
+    return ["", "Training", *lines] if lines else []
 
 
 def _where(catalogue: Catalogue, site: Settings, typed: str) -> list[str]:

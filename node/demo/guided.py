@@ -197,6 +197,7 @@ def _site(make_site: MakeSite, folder: Path, port: int, pacs: Peer) -> Path:
         pacs=[{"name": pacs.name, "ae_title": pacs.ae_title, "host": pacs.host, "port": pacs.port}],
         completion={"quiet_s": QUIET_S},
         training={"recipe": RECIPE},
+        metrics={"receive_port": free_port(), "reply_port": free_port(), "schedule_port": 0},
     )
 
 

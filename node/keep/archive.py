@@ -73,24 +73,34 @@ class Archive:
         """
         path = self.path(instance)
         filled = self._described(clean, instance)
-        if path.exists():
-            there = self._described(self.read(instance), instance)
-            same_syntax = there.transfer_syntax_uid == filled.transfer_syntax_uid
-            if (there.pixel_digest if same_syntax else there.header_digest) != (
-                filled.pixel_digest if same_syntax else filled.header_digest
-            ):
-                raise PixelConflict
-            return there, False
+        if not path.exists() and self._publish(path, clean):
+            return filled, True
+        durable.sync_folder(path.parent)  # another receiver may have put it there a moment ago
+        there = self._described(self.read(instance), instance)
+        if not is_same_image(there, filled):
+            raise PixelConflict
+        return there, False
+
+    def _publish(self, path: Path, clean: Dataset) -> bool:
+        """Write the file unless another receiver, of this host or another, puts one there first; say whether it was written."""
         with disk_full_said():
-            durable.write_with(path, lambda file: dcmwrite(file, clean, enforce_file_format=True), mode=0o440)
-        return filled, True
+            durable.make_folder(path.parent, below=self.folder)
+            try:
+                durable.write_with(path, lambda file: dcmwrite(file, clean, enforce_file_format=True), replaces=False)
+            except FileExistsError:
+                return False
+        return True
 
     def read(self, instance: Instance) -> FileDataset:
         """Read an image back."""
         return dcmread(self.path(instance))
 
+    def holds_same(self, known: Instance, clean: Dataset, new: Instance) -> bool:
+        """Say whether the file of `known` holds the image that came as `clean` and `new`."""
+        return is_same_image(self._described(self.read(known), known), self._described(clean, new))
+
     def path(self, instance: Instance) -> Path:
-        """Say where the file of `instance` lies (or would)."""
+        """Say where the file of `instance` lies (or would); it stays where it was filed, whoever its patient is now."""
         return self.folder / _relative(instance)
 
     def withdraw(self, instance: Instance) -> None:
@@ -120,14 +130,31 @@ class Archive:
         )
 
 
+def is_same_image(one: Instance, other: Instance) -> bool:
+    """Say whether two files under one UID hold the same image: by the pixels in the same syntax, by the header in another.
+
+    Under two pseudonyms of one person the headers have other dates: in another syntax nothing can be compared: believed.
+    """
+    if one.transfer_syntax_uid == other.transfer_syntax_uid:
+        return one.pixel_digest == other.pixel_digest
+    return one.header_digest == other.header_digest or filed_as(one) != filed_as(other)
+
+
+def filed_as(image: Instance) -> str:
+    """Give the pseudonym below which the file lies."""
+    return image.path.partition("/")[0]
+
+
 def _relative(instance: Instance) -> Path:
     """Build the path of an instance; everything in it is a pseudonym."""
-    if not _PID.fullmatch(instance.pid):
+    before = filed_as(instance)
+    pid = before if _PID.fullmatch(before) else instance.pid
+    if not _PID.fullmatch(pid):
         raise Refused("the patient's pseudonym is not one of ours; nothing was written")
     uids = (instance.study_uid, instance.series_uid, instance.sop_uid)
     if not all(_UID.fullmatch(uid) for uid in uids):
         raise Refused("a UID is not one of our pseudonyms; nothing was written")
-    return Path(instance.pid, instance.study_uid, instance.series_uid, f"{instance.sop_uid}.dcm")
+    return Path(pid, instance.study_uid, instance.series_uid, f"{instance.sop_uid}.dcm")
 
 
 def _transfer_syntax(dataset: Dataset) -> UID:

@@ -66,10 +66,23 @@ class Cache:
         digest = hashlib.sha256(json.dumps(asdict(spec), sort_keys=True).encode()).hexdigest()[:12]
         self.spec = spec
         self.size_px = spec.size_px
-        self.folder = folder / f"{spec.size_px}px-{digest}"
+        self._place(folder / f"{spec.size_px}px-{digest}")
+
+    def _place(self, folder: Path) -> None:
+        self.folder = folder
         self._pixels = self.folder / "pixels.u8"
         self._index = self.folder / "index.jsonl"
         self._rows = self._known()
+
+    @classmethod
+    def all(cls, folder: Path) -> list[Cache]:
+        """Give the caches of every preprocessing below `folder`, to blank images in; only their size is known."""
+        found = []
+        for each in sorted(folder.glob("*px-*")):
+            cache = cls(folder, Preprocessing(int(each.name.partition("px-")[0])))
+            cache._place(each)
+            found.append(cache)
+        return found
 
     def __len__(self) -> int:
         return sum(row.row != NO_ROW for row in self._rows.values())

@@ -10,9 +10,10 @@ import re
 from pathlib import Path
 
 from models import durable
-from node.errors import NotFound, disk_full_said
+from models.errors import Tampered
+from node.errors import BadKey, NotFound, disk_full_said
 from node.keep.records import Held
-from node.keep.seal import Seal
+from node.keep.seal import Seal, key_id
 
 
 class Quarantine:
@@ -46,6 +47,34 @@ class Quarantine:
         """Remove what is held for good; an id that is gone already is no error."""
         self._file(held_id).unlink(missing_ok=True)
         durable.sync_folder(self.folder)
+
+    def opens(self, held_id: str) -> bool:
+        """Say whether the file opens with this key and is whole; one that a person discarded meanwhile is not in the way."""
+        try:
+            self.read(held_id)
+        except (BadKey, Tampered):
+            return False
+        except NotFound:
+            pass
+        return True
+
+    def reseal(self, held_id: str, new: Seal) -> None:
+        """Seal what is held with another key; done already is done. A kill leaves the file under one of the two.
+
+        Raises
+        ------
+        BadKey, Tampered
+            It opens with neither.
+        """
+        file = self._file(held_id)
+        try:
+            sealed = file.read_bytes()
+        except FileNotFoundError:  # discarded meanwhile
+            return
+        if key_id(sealed) == new.key_id:
+            return
+        with disk_full_said():
+            durable.write(file, new.seal(self._seal.open(sealed, _context(held_id)), _context(held_id)), mode=0o600)
 
     def ids(self) -> list[str]:
         """Name everything that is held."""

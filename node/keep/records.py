@@ -49,6 +49,8 @@ class StudyState(StrEnum):
     """A step failed; the reason and the next attempt stand beside it."""
     QUARANTINED = "quarantined"
     """Every instance is in the quarantine."""
+    REMOVED = "removed"
+    """Kept for as long as `[storage.keep_days]` says; images and identity are gone, results and labels stay."""
 
 
 class DeliveryState(StrEnum):
@@ -147,6 +149,16 @@ class StudyIdentity:
 
 
 @dataclass(frozen=True, slots=True)
+class Person:
+    """One person under several pseudonyms, because the hospital merged patients."""
+
+    survivor: str
+    """The pseudonym under which the person counts: that of the PatientID that remains."""
+    pseudonyms: frozenset[str]
+    """All of them, the surviving one among them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Instance:
     """One pseudonymised image of the archive, as the catalogue knows it."""
 
@@ -186,6 +198,13 @@ class TrainingImage(Instance):
     """Its patient is set aside for evaluation: it must not train, tune or calibrate anything."""
     purpose: Purpose
     """Of its study."""
+    person: str
+    """The pseudonym under which its patient counts: merged patients are one person, and stay on one side of every division."""
+
+    @property
+    def dated_as(self) -> str:
+        """Name the pseudonym by whose offset its dates are shifted: that under which it was filed, whatever came later."""
+        return self.path.partition("/")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,21 +429,101 @@ class Role:
     """What it says of itself: model, provider, degraded, last error."""
 
 
+class RunState(StrEnum):
+    """Where a training run stands (docs/design.md, section 6)."""
+
+    QUEUED = "queued"
+    """To be started when its device set is free and nothing forbids it."""
+    RUNNING = "running"
+    """A trainer works on it, or is just being started."""
+    CANCELLING = "cancelling"
+    """A person has cancelled it; its trainer finishes an epoch and ends."""
+    DONE = "done"
+    """It came to a decision of the gate."""
+    FAILED = "failed"
+    """It would fail the same way again, or failed too often; the reason stands beside it."""
+    CANCELLED = "cancelled"
+    """A person wanted it no more; `osteon train resume` queues it again."""
+    INTERRUPTED = "interrupted"
+    """Started by hand and stopped or killed; `osteon train resume` queues it."""
+
+
+class Origin(StrEnum):
+    """Who wants a run, and hence what it waits for."""
+
+    SCHEDULE = "schedule"
+    """A due time: it waits for quiet hours and a paused schedule."""
+    PERSON = "person"
+    """A person queued it: it waits for its device set alone."""
+    TERMINAL = "terminal"
+    """A person started it in the foreground: nobody else goes on with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A process that works on a run; it is named so that another process with the same number is not taken for it."""
+
+    host: str
+    pid: int
+    born: str
+    """The boot of the machine, and the moment of the process's start within it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """One training run, as the index knows it."""
 
     id: int
     kind: str
+    recipe: str
+    schedule: str
+    """Name in the settings; empty when a person started it."""
+    origin: Origin
+    state: RunState
+    state_at: datetime
+    due_at: datetime | None
+    """When its schedule wanted it, once for schedule and kind; None when a person started it."""
     folder: str
-    started_at: datetime
+    """Empty before its first start."""
+    started_at: datetime | None
+    """First start."""
     finished_at: datetime | None
-    outcome: str
-    """What became of it, empty while it runs."""
+    tries: int
+    """Counts the starts; a trainer whose number is another has lost the run."""
+    losses: int
+    """Counts the starts that did not end in good order since a person last asked for it."""
+    next_attempt_at: datetime | None
+    devices: str | None
+    """The device set it occupies, None when it occupies none."""
+    leased_until: datetime | None
+    host: str
+    worker: Worker | None
+    """None before the trainer has named itself, and when none works on it."""
+    reason: str
+    """Why it is in this state, in a sentence."""
     model_id: str
     """Version that it registered, empty when none."""
     decision: str
     """Of the gate, empty when it did not come so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What a schedule of the settings came to, as the catalogue keeps it."""
+
+    name: str
+    definition: str
+    """Rhythm, zone, kind and recipe as JSON: a schedule with another name and the same definition was renamed."""
+    since: datetime
+    """When this definition was first seen; periods count from here."""
+    considered_at: datetime
+    """The newest due time that was dealt with: queued, passed over, or before its time."""
+    next_at: datetime | None
+    """The next due time, None while no scheduler runs it."""
+    zone: str
+    said: str
+    """What became of the newest due time, in a sentence."""
+    said_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -436,3 +535,65 @@ class Act:
     what: str
     subject: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReceptionFigures:
+    """What reception has brought so far."""
+
+    images: int
+    """In the archive."""
+    held: Mapping[Hold, int]
+    """In the quarantine, by reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryFigures:
+    """The results of one state with one destination."""
+
+    destination: str
+    state: DeliveryState
+    count: int
+    last_sent_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunFigures:
+    """A training run in words that can be counted."""
+
+    kind: str
+    state: RunState
+    decision: str
+    started_at: datetime
+    finished_at: datetime | None
+
+
+LAST_BACKUP = "last_backup"
+"""The flag that tells when the newest whole backup was made, and its size: `<ISO time> <bytes>`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFigures:
+    """Where training stands."""
+
+    runs: Mapping[tuple[str, RunState], int]
+    """How many runs of each kind are in each state."""
+    last_runs: tuple[RunFigures, ...]
+    """The newest run of each kind that was begun."""
+    next_at: Mapping[str, datetime]
+    """When each schedule is due next; one that no scheduler runs is not in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFigures:
+    """Where studies, deliveries and runs stand at one moment."""
+
+    studies: Mapping[StudyState, int]
+    oldest_age_s: float
+    """Since the last image or request of the study that waits longest for its answer; 0 when none waits."""
+    deliveries: tuple[DeliveryFigures, ...]
+    paused: bool
+    """A person has switched answers off."""
+    backup_at: datetime | None
+    """When the newest whole backup was made."""
+    training: TrainingFigures

@@ -25,6 +25,11 @@ NONCE_BYTES = 12
 _HEADER_BYTES = len(MAGIC) + KEY_ID_BYTES
 
 
+def key_id(sealed: bytes) -> bytes:
+    """Say by its id which key sealed an envelope; empty when it is none."""
+    return sealed[len(MAGIC) : _HEADER_BYTES] if sealed.startswith(MAGIC) else b""
+
+
 class Seal:
     """Seals and opens with one key of 32 bytes."""
 

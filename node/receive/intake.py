@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import socket
 import struct
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -30,21 +33,36 @@ from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID
 
 from node import peer
-from node.errors import IdentityConflict, NotAsAnnounced, NotFound, NotReleasable, NotUnderstood, PixelConflict, Refused
-from node.keep.archive import Archive
+from node.errors import (
+    IdentityConflict,
+    NotAsAnnounced,
+    NotFound,
+    NotReleasable,
+    NotUnderstood,
+    PixelConflict,
+    Refused,
+    StoreBusy,
+)
+from node.keep import frozen
+from node.keep.archive import Archive, filed_as, is_same_image
 from node.keep.catalogue import Catalogue
+from node.keep.custody import Custody
 from node.keep.quarantine import Quarantine
-from node.keep.records import Held, Hold, Instance, Purpose
+from node.keep.records import Held, Hold, Instance, Purpose, Role
 from node.keep.vault import Vault
 from node.logs import event
+from node.metrics import disk
+from node.metrics.meters import ReceiveMeters
 from node.pseudonym import SiteKeys
-from node.receive.pseudonymise import Malformed, Pseudonymised, Rules, UnusablePatientID, pseudonymise
-from node.settings import Settings, load_key
+from node.receive.pseudonymise import Malformed, Pseudonymised, Rules, UnusablePatientID, as_patient, pseudonymise
+from node.settings import Settings
 
 log = logging.getLogger("osteon.receive")
 
 RELEASABLE = frozenset({Hold.BURNED_IN, Hold.SECONDARY, Hold.DIGITISED})
 """A person who has looked at the image may overrule these; a modality, or a doubt about the patient, nobody can."""
+STUDY, NEWCOMER = "study", "newcomer"
+"""Whose a held image is, in a person's word: its study's patient, or the one it names itself."""
 BROKEN = (
     *(ValueError, TypeError, AttributeError, KeyError, IndexError, EOFError, OverflowError, RecursionError, struct.error),
     *(NotImplementedError, BytesLengthException),
@@ -55,6 +73,8 @@ _UNDEFINED_LENGTH = 0xFFFFFFFF
 _ITEM = b"\xfe\xff\x00\xe0"
 _DELIMITER = b"\xfe\xff\xdd\xe0\0\0\0\0"
 _LOCKS = 64
+SILENT_S = 30.0
+"""A receiver whose sign of life was not taken for so long is not ready; it leaves one every 5 s."""
 
 
 class Taken(StrEnum):
@@ -112,37 +132,52 @@ class Intake:
 
     def __init__(
         self, settings: Settings, *, keys: SiteKeys, rules: Rules, vault: Vault, archive: Archive, catalogue: Catalogue,
-        quarantine: Quarantine,
+        quarantine: Quarantine, meters: ReceiveMeters | None = None,
     ) -> None:  # fmt: skip
         self.settings, self.keys, self.rules = settings, keys, rules
         self.vault, self.archive, self.catalogue, self.quarantine = vault, archive, catalogue, quarantine
+        self.meters = meters or ReceiveMeters()
+        self._beaten_at = monotonic()
         self._callers = {caller.ae_title.strip(): caller for caller in settings.node.callers}
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
 
     @classmethod
-    def open(cls, settings: Settings) -> Intake:
+    def open(cls, settings: Settings, *, meters: ReceiveMeters | None = None) -> Intake:
         """Open the stores; a wrong key or a missing folder is an error before anything is received."""
         # Odd values are what hospitals send; they are judged here, not warned of by pydicom, whose warnings repeat them.
         pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
         node, storage = settings.node, settings.storage
-        vault_key = load_key(storage.vault_key)
-        keys = SiteKeys.derive(load_key(storage.site_key))
         rules = Rules.load(
             default_issuer=node.default_issuer,
             placeholder_patient_ids=node.placeholder_patient_ids,
             site_vocabulary=Path(node.vocabulary) if node.vocabulary else None,
         )
-        vault = Vault.open(storage.vault, vault_key)
-        vault.check_site(keys.report_uid("site"))
+        stores = Custody.open(storage)
         return cls(
             settings,
-            keys=keys,
+            keys=stores.keys,
             rules=rules,
-            vault=vault,
+            vault=stores.vault,
             archive=Archive(storage.root / "archive"),
-            catalogue=Catalogue.open(storage.catalogue),
-            quarantine=Quarantine(storage.root / "quarantine", vault_key),
+            catalogue=stores.catalogue,
+            quarantine=stores.quarantine,
+            meters=meters,
         )
+
+    def beat(self, told: Mapping[str, object]) -> None:
+        """Leave a sign of life that `osteon status` shows, and so try both databases."""
+        now = _now()
+        self.catalogue.roles.beat(Role(name="receive", host=socket.gethostname(), pid=os.getpid(), seen_at=now, told=told))
+        self.vault.check_site(self.keys.report_uid("site"))
+        self._beaten_at = monotonic()
+
+    def troubles(self) -> list[str]:
+        """Say what keeps images from being taken in now; nothing when they can be."""
+        found = disk.troubles(self.settings.storage, written=("archive", "quarantine"))
+        silent_s = monotonic() - self._beaten_at
+        if silent_s > SILENT_S:
+            found.append(f"the databases have taken nothing for {silent_s:.0f} s")
+        return found
 
     def close(self) -> None:
         """Close the stores."""
@@ -175,6 +210,8 @@ class Intake:
             taken, told = self._recognise(arrival), {}
         else:
             taken, told = self._shelve_or_hold(arrival, _parse(arrival))
+        seconds = monotonic() - began
+        self.meters.taken(taken, calling_ae=arrival.calling_ae, size=len(raw), seconds=seconds, reason=told.get("reason", ""))
         event(
             log,
             {Taken.OURS: "own result recognised", Taken.HELD: "instance held"}.get(taken, "instance stored"),
@@ -183,12 +220,19 @@ class Intake:
             calling_ae=peer.printable(calling_ae),
             purpose=purpose.value,
             status="0000H",
-            ms=round(1000 * (monotonic() - began)),
+            ms=round(1000 * seconds),
         )
         return taken
 
-    def release(self, held_id: str, *, by: str, reason: str) -> Taken:
+    def release(self, held_id: str, *, by: str, reason: str, whose: str = "") -> Taken:
         """Take in what the quarantine holds, because a person says that it may be.
+
+        Parameters
+        ----------
+        whose
+            For an image whose patient is in doubt: `STUDY`, it is of the patient of its study; `NEWCOMER`, it is right, and the
+            study was sent under a wrong patient; or a pseudonym, which must be one of these two. "" decides nothing: the image is
+            looked at again.
 
         Raises
         ------
@@ -207,13 +251,78 @@ class Intake:
         study = self.catalogue.studies.get(held.study_uid)
         arrival = _arrival_of(file, held, study.purpose if study else held.purpose)  # it may have been sent again meanwhile
         try:
+            decision = "released"
+            if whose:
+                decision += f" as patient of the {self._settle_whose(held, file, whose, by=by, reason=reason)}"
             taken, told = self._shelve(_pseudonymised(file, self.keys, self.rules), arrival, overruled=RELEASABLE)
         except _HoldIt as hold:
             raise NotReleasable(f"{hold.reason.value}: {hold.detail}; mend it at its source and send it again") from None
-        self.catalogue.instances.unhold(held_id, by=by, reason=reason, decision="released", now=_now())
+        self.catalogue.instances.unhold(held_id, by=by, reason=reason, decision=decision, now=_now())
         self.quarantine.discard(held_id)
         event(log, "instance released", **told, outcome=taken.value, held=held_id, reason=held.reason.value)
         return taken
+
+    def gives_study_away(self, held_id: str, whose: str) -> bool:
+        """Say whether `release` with `whose` would give the whole study to another patient: a person should be asked first."""
+        found = self.catalogue.instances.held_one(held_id)
+        if found is None or not whose or whose == STUDY:
+            return False
+        return (
+            whose == NEWCOMER
+            or whose not in self.catalogue.patients.person(self.catalogue.patients.whose(found[0].study_uid)).pseudonyms
+        )
+
+    def _settle_whose(self, held: Held, file: FileDataset, whose: str, *, by: str, reason: str) -> str:
+        """Make image and study name one patient, as a person decided: the study's is written into the image, or the other way.
+
+        Returns
+        -------
+        str
+            Which of the two it was: `STUDY` or `NEWCOMER`.
+
+        Raises
+        ------
+        NotReleasable
+            Nothing is in doubt, nothing says whose the study is, or `whose` is neither of the two.
+        """
+        if held.reason not in (Hold.PATIENT_CONFLICT, Hold.PATIENT_ID):
+            raise NotReleasable(f"whose it is, is not in doubt: it is held for {held.reason.value}")
+        try:
+            identity = self.vault.study(held.study_uid)
+        except NotFound:
+            raise NotReleasable(
+                "no image of this study came under a usable PatientID, so nothing says whose it is: correct the PatientID in the "
+                "PACS, send the study again, and discard this one"
+            ) from None
+        own = None if held.reason is Hold.PATIENT_ID else _pseudonymised(file, self.keys, self.rules)
+        if whose == STUDY or whose in self.catalogue.patients.person(identity.pid).pseudonyms:
+            as_patient(file, identity)
+            return STUDY
+        if own is not None and (whose == NEWCOMER or whose in self.catalogue.patients.person(own.instance.pid).pseudonyms):
+            self._correct_study(own, identity.pid, by=by, reason=reason)
+            return NEWCOMER
+        raise NotReleasable(
+            "this is neither the patient of the study nor the one the image names; `osteon patients merge` if two of them are "
+            "one person"
+        )
+
+    def _correct_study(self, right: Pseudonymised, wrong_pid: str, *, by: str, reason: str) -> None:
+        """Give a study that came under a wrong patient first to the patient whom a later image names.
+
+        The catalogue first: between the two steps nothing of either patient is taken in, and doing it again finishes it.
+        """
+        new, root = right.instance, self.settings.storage.root
+        if self.catalogue.patients.whose(new.study_uid) != new.pid:
+            self.catalogue.patients.reassign(
+                new.study_uid,
+                new.pid,
+                locked=self.keys.is_locked(new.pid, self.settings.training.locked),
+                named_by=frozen.naming(root, self.catalogue.patients.person(wrong_pid).pseudonyms),
+                by=by,
+                reason=reason,
+                now=_now(),
+            )
+        self.vault.hand_over([new.study_uid], right.identity, now=_now())
 
     def _purpose(self, calling_ae: str, called_ae: str) -> Purpose:
         """Say why it was sent: called under the learning title, or by a caller that only teaches, it is never answered."""
@@ -247,7 +356,7 @@ class Intake:
 
         An identity without a file is harmless, a file that nobody can answer for is not, and a row promises both.
         """
-        told: dict[str, Any] = {"study_uid": found.instance.study_uid, "sop_uid": found.instance.sop_uid}
+        told: dict[str, Any] = {"study": found.instance.study_uid, "instance": found.instance.sop_uid}
         known = self.catalogue.instances.find(found.instance.sop_uid)
         if known is not None:
             self._compare(known, found)
@@ -255,7 +364,7 @@ class Intake:
             age_years, sex = found.instance.age_years, found.instance.sex
             if (known.age_years, known.sex) != (age_years, sex):  # the next answer asks for the corrected age
                 self.catalogue.instances.correct(known.sop_uid, age_years=age_years, sex=sex)
-            self.catalogue.instances.seen_again(known.sop_uid, purpose=arrival.purpose, calling_ae=arrival.calling_ae, now=_now())
+            self._seen_again(known, arrival)
             return Taken.KNOWN, told
         self._remember(found)  # also what will be held: it must be of the same patient, and may be answered "not applicable"
         if found.hold is not None and found.hold not in overruled:
@@ -280,17 +389,38 @@ class Intake:
     def _compare(self, known: Instance, found: Pseudonymised) -> None:
         """Hold what comes under a known UID and is another image: another patient's, of another series, or of other pixels."""
         new = found.instance
-        if known.pid != new.pid:
+        is_filed_elsewhere = filed_as(known) != new.pid
+        if known.pid != new.pid and new.pid not in self.catalogue.patients.person(known.pid).pseudonyms:
             raise _HoldIt(Hold.PATIENT_CONFLICT, "the SOP Instance UID is known, of another patient")
         if (known.study_uid, known.series_uid) != (new.study_uid, new.series_uid):
             raise _HoldIt(Hold.PIXEL_CONFLICT, "the SOP Instance UID is known, in another series")
-        self._put(found)
+        if is_filed_elsewhere and self.archive.path(known).exists():
+            if not self.archive.holds_same(known, found.clean, new):
+                raise _HoldIt(Hold.PIXEL_CONFLICT, "the archive holds other pixels under this SOP Instance UID")
+            return
+        shelved, file_was_gone = self._put(found)
+        if file_was_gone:
+            if not is_same_image(known, shelved):
+                self.archive.withdraw(shelved)
+                raise _HoldIt(Hold.PIXEL_CONFLICT, str(PixelConflict()))
+            self.catalogue.instances.refiled(shelved)
+
+    def _seen_again(self, known: Instance, arrival: _Arrival) -> None:
+        purpose, calling_ae = arrival.purpose, arrival.calling_ae
+        try:
+            self.catalogue.instances.seen_again(known.sop_uid, purpose=purpose, calling_ae=calling_ae, now=_now())
+        except NotFound:
+            raise StoreBusy("the image was removed ([storage.keep_days]) while it came again; send it once more") from None
 
     def _remember(self, found: Pseudonymised) -> None:
         try:
             self.vault.remember(found.identity, now=_now())
-        except IdentityConflict as error:
-            raise _HoldIt(Hold.PATIENT_CONFLICT, str(error)) from None
+        except IdentityConflict:
+            person = self.catalogue.patients.person(found.identity.pid)
+            try:
+                self.vault.remember(found.identity, now=_now(), person=person)
+            except IdentityConflict as error:
+                raise _HoldIt(Hold.PATIENT_CONFLICT, str(error)) from None
 
     def _put(self, found: Pseudonymised) -> tuple[Instance, bool]:
         try:
@@ -321,13 +451,14 @@ class Intake:
             purpose=arrival.purpose,
         )
         if held.id not in {one.id for one in self.catalogue.instances.held_of_study(held.study_uid)}:
+            self.vault.require_key()  # nothing is sealed with a key that was changed under this process
             self.quarantine.put(arrival.part10(), held)
         try:
             self.catalogue.instances.hold(held, now=_now())
         except IdentityConflict as error:  # the catalogue knows of a patient that the vault does not
             self.quarantine.discard(held.id)
             return self._hold(_HoldIt(Hold.PATIENT_CONFLICT, str(error)), arrival, dataset, found)
-        return Taken.HELD, {"study_uid": held.study_uid, "sop_uid": held.sop_uid, "reason": held.reason.value, "held": held.id}
+        return Taken.HELD, {"study": held.study_uid, "instance": held.sop_uid, "reason": held.reason.value, "held": held.id}
 
     def _study_uid(self, dataset: Dataset) -> str:
         try:

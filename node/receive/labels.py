@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from io import StringIO
@@ -82,6 +82,7 @@ def resolve(
     rows: Sequence[Row],
     *,
     studies: Callable[[Row], Sequence[Study]],
+    pseudonyms: Callable[[str], Collection[str]] = lambda pid: (pid,),
     study_of_image: Callable[[str], str | None],
     stored: Sequence[Label],
 ) -> tuple[list[Label], list[Problem]]:
@@ -91,6 +92,8 @@ def resolve(
     ----------
     studies
         Gives every study that the row's study column may mean.
+    pseudonyms
+        Gives every pseudonym of the person to whom a pseudonym belongs: merged patients have several.
     study_of_image
         Gives the pseudonymous study of a pseudonymous image, None when it is unknown.
     stored
@@ -106,7 +109,7 @@ def resolve(
     problems: list[Problem] = []
     first: dict[tuple[str, str], tuple[int, str, str]] = {}  # (study, image) -> line, label, reader
     for row in rows:
-        found = _study(row, studies(row), study_of_image)
+        found = _study(row, studies(row), pseudonyms(row.pid), study_of_image)
         if isinstance(found, Problem):
             problems.append(found)
             continue
@@ -142,8 +145,8 @@ def _row(line: int, cells: dict[str, str], keys: SiteKeys, default_issuer: str) 
     empty = [name for name in REQUIRED if not cells[name]]
     if empty:
         return Problem(line, f"empty: {', '.join(empty)}")
-    if any(len(cells[name]) > 64 for name in cells):
-        return Problem(line, "a cell is longer than 64 characters")
+    if any(len(cells[name]) > 64 or "\0" in cells[name] for name in cells):
+        return Problem(line, "a cell is longer than 64 characters, or holds a null character")
     if not re.fullmatch(r"\w[\w .+-]*", cells["label"]):
         return Problem(line, "the label is not a word (letters, digits, spaces and . + - _)")
     if cells["confirmed_by"].lower() not in CONFIRMED_BY:
@@ -170,11 +173,13 @@ def _row(line: int, cells: dict[str, str], keys: SiteKeys, default_issuer: str) 
     )
 
 
-def _study(row: Row, found: Sequence[Study], study_of_image: Callable[[str], str | None]) -> str | Problem:
+def _study(
+    row: Row, found: Sequence[Study], pseudonyms: Collection[str], study_of_image: Callable[[str], str | None]
+) -> str | Problem:
     """Give the pseudonymous UID of the one study that a row means."""
     if not found:
         return Problem(row.line, "no such study was received")
-    own = sorted({study.uid for study in found if study.pid == row.pid})
+    own = sorted({study.uid for study in found if study.pid in pseudonyms})
     if not own:
         return Problem(row.line, "the study was received, but of another patient (or issuer)")
     if row.sop_uid:

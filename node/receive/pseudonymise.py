@@ -43,7 +43,7 @@ from pydicom.values import convert_SQ
 
 import node
 from models.errors import Final
-from node.keep.records import Hold, Identity, Instance, RawElement
+from node.keep.records import Hold, Identity, Instance, RawElement, StudyIdentity
 from node.pseudonym import SiteKeys
 from node.receive.profile import ALLOWED, METHOD_CODES, PROFILE_EDITION, Allowed, Rule, Vocabulary
 
@@ -115,6 +115,7 @@ _BURNED_IN = 0x00280301
 _LUT_DESCRIPTOR = 0x00283002
 _PIXEL_DATA = 0x7FE00010
 
+_PATIENT_GROUP = 0x0010
 _PATIENT_ELEMENTS = (_PATIENT_NAME, _PATIENT_ID, _ISSUER, _BIRTH_DATE, _SEX)
 _STUDY_ELEMENTS = (_STUDY_DATE, _STUDY_TIME, _ACCESSION_NUMBER, _REFERRING_PHYSICIAN, _STUDY_DESCRIPTION, _STUDY_ID)
 
@@ -233,6 +234,22 @@ def pseudonymise(dataset: Dataset, keys: SiteKeys, rules: Rules) -> Pseudonymise
         study_id_key=keys.study_id(rules.default_issuer, source.text(_STUDY_ID)),
     )
     return Pseudonymised(clean, identity, instance, hold, detail, tuple(dict.fromkeys(cleaner.dropped))[:_MAX_DROPPED])
+
+
+def as_patient(dataset: Dataset, whose: StudyIdentity) -> Dataset:
+    """Write the patient of a study into an image that came under another one or none, because a person said whose it is.
+
+    Everything that the image itself says of a patient goes; what the vault keeps comes in, as it came. `dataset` is changed.
+    """
+    for tag in [tag for tag in dataset.keys() if tag.group == _PATIENT_GROUP]:  # noqa: SIM118 - elements would be converted
+        del dataset[tag]
+    elements = list(whose.patient)
+    if whose.character_set is not None and not all(element.value.isascii() for element in elements):
+        elements.append(whose.character_set)
+    for element in elements:
+        tag = Tag(element.tag)
+        dataset[tag] = RawDataElement(tag, element.vr, len(element.value), element.value, 0, False, True)
+    return dataset
 
 
 # --- reading -------------------------------------------------------------------------------------------------------------------
@@ -392,6 +409,18 @@ def _patient(source: _Source, rules: Rules) -> tuple[str, str]:
     """Give issuer and PatientID, fit to be hashed."""
     patient_id = source.text(_PATIENT_ID)
     issuer = source.text(_ISSUER) or rules.default_issuer
+    require_usable(patient_id, issuer, rules)
+    return issuer, patient_id
+
+
+def require_usable(patient_id: str, issuer: str, rules: Rules) -> None:
+    """Refuse a PatientID from which no pseudonym may be made.
+
+    Raises
+    ------
+    UnusablePatientID
+        With the reason, which does not repeat it.
+    """
     seen = _as_seen(patient_id)
     if not seen:
         raise UnusablePatientID("the PatientID is empty")
@@ -403,7 +432,6 @@ def _patient(source: _Source, rules: Rules) -> tuple[str, str]:
         raise UnusablePatientID("the PatientID or its issuer contains control characters")
     if not any(character.isalnum() and character != "0" for character in seen):
         raise UnusablePatientID("the PatientID has neither letters nor digits but zeros")
-    return issuer, patient_id
 
 
 def _as_seen(text: str) -> str:

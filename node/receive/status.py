@@ -11,11 +11,14 @@ from node.errors import (
     BadKey,
     BadSettings,
     IdentityConflict,
+    LostStore,
     NoSpace,
     NotAsAnnounced,
+    NotPermitted,
     NotUnderstood,
     PixelConflict,
     Refused,
+    RotationUnfinished,
     StoreBusy,
     TooLarge,
 )
@@ -45,7 +48,10 @@ STATUS: dict[type[BaseException], int] = {
     # The node's own trouble, which its operator can mend: the peer may come again.
     OSError: OUT_OF_RESOURCES,
     BadKey: OUT_OF_RESOURCES,
+    LostStore: OUT_OF_RESOURCES,
+    RotationUnfinished: OUT_OF_RESOURCES,
     BadSettings: OUT_OF_RESOURCES,
+    NotPermitted: OUT_OF_RESOURCES,
     Tampered: OUT_OF_RESOURCES,
     Retriable: OUT_OF_RESOURCES,
     Refused: SOP_CLASS_NOT_SUPPORTED,
@@ -58,6 +64,8 @@ STATUS: dict[type[BaseException], int] = {
     Final: CANNOT_UNDERSTAND,
 }
 """The most specific class counts."""
+FAILURES = (INVALID_SOP_INSTANCE, NOT_AUTHORISED, UNEXPECTED, *sorted(set(STATUS.values())))
+"""Every status that says no."""
 
 
 def status_of(error: BaseException) -> int:

@@ -19,8 +19,8 @@ def advance(catalogue: Catalogue, rules: Completion, *, now: datetime) -> bool:
     """Move studies that are quiet or have waited long enough, and expire those that nobody answered; True when any moved."""
     completed = catalogue.studies.complete_due(quiet_s=rules.quiet_s, max_wait_s=rules.max_wait_s, now=now)
     expired = catalogue.studies.expire_due(answer_within_h=rules.answer_within_h, now=now)
-    if completed:
-        event(log, "studies complete", count=completed)
-    if expired:
-        event(log, "studies expired", count=expired, level=logging.WARNING)
+    for uid, state in completed:
+        event(log, "study complete", study=uid, state=state)
+    for uid in expired:
+        event(log, "study expired", study=uid, level=logging.WARNING)
     return bool(completed or expired)

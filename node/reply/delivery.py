@@ -1,9 +1,9 @@
 """One result to one PACS: ask whose study it holds, send the SR, read the answer.
 
 In: a destination, a way to build the document in the SOP class the destination takes, the identity it goes to. Out: how it was
-taken, or an error that says whether trying again may help. Every wait ends after `[[pacs]] timeout_s`. What must never happen
-here: a result under a patient whom the destination knows by another PatientID, a success that no status said, an identity in a
-message or a log.
+taken, or an error that says whether trying again may help. Every wait ends: each after `[[pacs]] timeout_s`, the query after
+three of them. What must never happen here: a result under a patient whom the destination knows by another PatientID, a success
+that no status said, an identity in a message or a log.
 
 `next_attempt` is the pure half: when a delivery that failed is tried again, and when it is given up.
 """
@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from time import monotonic
 from typing import Any, Protocol
 
 from pydicom.charset import convert_encodings, decode_bytes
@@ -41,6 +42,8 @@ from node.settings import Delivery, Pacs
 
 ANSWERS_READ_MAX = 200
 """A destination that answers more matches to one Study Instance UID ignores the key; its word is not taken."""
+QUERY_TIMEOUTS = 3
+"""A query must end within so many times `timeout_s`, however many answers come in between."""
 JITTER = 0.2
 SUCCESS = 0x0000
 OPTIONAL_ATTRIBUTES_NOT_SUPPORTED = 0x0001
@@ -194,14 +197,15 @@ def _whose(association: Association, pacs: Pacs, study: StudyIdentity) -> Patien
     ours = _decoded(
         next((element.value for element in study.patient if element.tag == _PATIENT_ID), b""), _terms(study.character_set)
     )
-    found, told, status = 0, PatientCheck.NO_STUDY, None
-    for response, match in association.send_c_find(query, StudyRootQueryRetrieveInformationModelFind):
+    told, status = PatientCheck.NO_STUDY, None
+    deadline = monotonic() + QUERY_TIMEOUTS * pacs.timeout_s
+    answers = association.send_c_find(query, StudyRootQueryRetrieveInformationModelFind)
+    for number, (response, match) in enumerate(answers, start=1):
         status = response.get("Status")
+        if number > ANSWERS_READ_MAX or monotonic() > deadline:
+            association.abort()
+            raise _QueryBroke
         if match is None or str(match.get("StudyInstanceUID", "")).strip() != study.original_study_uid:
-            found += 1
-            if found > ANSWERS_READ_MAX:
-                association.abort()
-                raise _QueryBroke
             continue
         theirs = _patient_id(match)
         if theirs is not None and theirs != ours:

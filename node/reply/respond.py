@@ -10,32 +10,43 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from time import monotonic
 
 import node
-from models.errors import Unreadable
+from models.errors import Retriable, Unreadable
 from models.registry import Registry
 from models.runtime import Model
 from node import daemon
 from node.errors import NotFound
 from node.keep.archive import Archive
 from node.keep.catalogue import Catalogue
-from node.keep.records import Delivery, DeliveryState, Identity, Instance, Result, Role, Study
+from node.keep.custody import Custody
+from node.keep.records import Delivery, DeliveryState, Identity, Instance, Purpose, Result, Role, Study
+from node.keep.retention import Retention
 from node.keep.vault import StudyIdentity, Vault
 from node.logs import event, safe_message
+from node.metrics import disk, figures
+from node.metrics.meters import CLASS, FAILED, ReplyMeters, new_registry
+from node.metrics.serve import STUCK_S, Health, Ready, serving
 from node.pseudonym import SiteKeys
 from node.reply import completion, delivery, inference, report
-from node.settings import Pacs, Settings, load_key
+from node.settings import Pacs, Settings
 
 log = logging.getLogger("osteon.reply")
 
 RETRY_INFERENCE_FIRST_S = 30.0
 RETRY_INFERENCE_MAX_S = 3600.0
+TIDY_PAUSE_S = 3600.0
+"""How often a look is taken for what was kept long enough."""
+WAITS = 5
+"""So many times may one delivery wait for `[[pacs]] timeout_s`."""
+SILENT_S = 30.0
+"""A replier whose sign of life was not taken for so long is not ready, unless a study keeps it; it leaves one every 5 s."""
 RETRY_MODEL_S = 10.0
 """How often a version that cannot be put to work is tried again."""
 
@@ -50,28 +61,43 @@ class Reply:
     archive: Archive
     registry: Registry
     keys: SiteKeys
+    retention: Retention
     model: Model | None = None
     corpus: frozenset[str] = frozenset()
     """The patients that the model was trained on."""
     model_trouble: str = ""
     """Why the version that is in service does not work here; empty when it does, or there is none."""
+    model_since: datetime | None = None
+    """When the loaded version was put into service."""
     last_error: str = ""
+    meters: ReplyMeters = field(default_factory=ReplyMeters)
+    away: set[str] = field(default_factory=set)
+    """Destinations whose last delivery was put off."""
+    _beaten_at: float = field(default_factory=monotonic)
     _model_tried_at: float = -RETRY_MODEL_S
 
     @classmethod
-    def open(cls, settings: Settings) -> Reply:
+    def open(cls, settings: Settings, *, meters: ReplyMeters | None = None) -> Reply:
         """Open the stores; a wrong key or a missing folder is an error before anything is claimed."""
-        site_key, vault_key = load_key(settings.storage.site_key), load_key(settings.storage.vault_key)
-        vault = Vault.open(settings.storage.vault, vault_key)
-        keys = SiteKeys.derive(site_key)
-        vault.check_site(keys.report_uid("site"))
+        stores, root, keep = Custody.open(settings.storage), settings.storage.root, settings.storage.keep_days
+        archive = Archive(root / "archive")
         return cls(
             settings=settings,
-            catalogue=Catalogue.open(settings.storage.catalogue),
-            vault=vault,
-            archive=Archive(settings.storage.root / "archive"),
-            registry=Registry(settings.storage.root / "models"),
-            keys=keys,
+            catalogue=stores.catalogue,
+            vault=stores.vault,
+            archive=archive,
+            retention=Retention(
+                root=root,
+                archive=archive,
+                catalogue=stores.catalogue,
+                keep={purpose: timedelta(days=days) for purpose in Purpose if (days := getattr(keep, purpose))},
+                keep_held=timedelta(days=keep.quarantine) if keep.quarantine else None,
+                forget=stores.vault.forget,
+                discard=stores.quarantine.discard,
+            ),
+            registry=Registry(root / "models"),
+            keys=stores.keys,
+            meters=meters or ReplyMeters(),
         )
 
     def close(self) -> None:
@@ -113,6 +139,9 @@ class Reply:
                 self.model_trouble = safe_message(error)
                 event(log, "model not usable", level=logging.ERROR, error=self.model_trouble)
             return
+        finally:
+            version = self.model.version if self.model else ""
+            self.meters.model(version, since=self.model_since if version else None, trouble=bool(self.model_trouble))
         if self.model is not None:
             self.catalogue.studies.wake_waiting(now=_now())
 
@@ -126,6 +155,8 @@ class Reply:
             self.model = Model.load(
                 self.registry, version, provider=rules.provider, threads=rules.threads, allow_degraded=rules.allow_degraded
             )
+            move = self.registry.champion_at(_now())
+            self.model_since = move.at if move else None
             event(log, "model in service", model=version, provider=rules.provider, degraded=self.model.degraded)
 
     def _classify(self, study: Study) -> None:
@@ -141,7 +172,7 @@ class Reply:
                 self.catalogue.instances.held_of_study(study.uid),
                 study_uid=study.uid,
                 model=self.model,
-                in_corpus=study.pid in self.corpus,
+                in_corpus=not self.corpus.isdisjoint(self.catalogue.patients.person(study.pid).pseudonyms),
             )
             silent = findings.abstention is not None and self.settings.inference.answer_not_applicable == "status only"
             result = self.catalogue.results.put(
@@ -157,7 +188,9 @@ class Reply:
             reason = self._trouble(error)
             self.catalogue.studies.fail(study.uid, reason=reason, next_attempt_at=_now() + timedelta(seconds=wait_s), now=_now())
             event(log, "study failed", level=logging.ERROR, study=study.uid, error=reason, again_in_s=wait_s)
+            self.meters.classified(FAILED, seconds=monotonic() - started)
             return
+        self.meters.classified(findings.abstention or CLASS, seconds=monotonic() - started)
         event(
             log,
             "study classified",
@@ -197,6 +230,8 @@ class Reply:
             outcome = self._give_up(claimed) if self._is_over(claimed) else self._send(claimed, pacs)
         except Exception as error:  # as in _classify: the row's next attempt moves ahead, the loop goes on
             outcome = self._put_off(claimed, error)
+        self.meters.delivered(pacs.name, outcome)
+        (self.away.add if outcome is DeliveryState.PENDING else self.away.discard)(pacs.name)
         event(
             log,
             "result delivered" if outcome is DeliveryState.SENT else "result not delivered",
@@ -214,6 +249,7 @@ class Reply:
         if result is None:
             raise NotFound(f"result {claimed.result_id} is gone from the catalogue")
         looked_at = {image.sop_uid for image in result.findings.images}
+        asked_at = self.catalogue.studies.asked_at(claimed.study_uid)  # before `sent`: a late image begins another round there
         identity = self.vault.study(claimed.study_uid)
         images = [image for image in self.vault.instances(claimed.study_uid) if image.sop_uid in looked_at]
         try:
@@ -227,6 +263,8 @@ class Reply:
             self.catalogue.deliveries.hold(claimed.id, reason=str(reason), now=_now())
             return DeliveryState.HELD
         self.catalogue.deliveries.sent(claimed.id, now=_now())
+        if asked_at is not None and asked_at <= result.created_at:  # else it belongs to a later round than this result
+            self.meters.answered(pacs.name, seconds=(_now() - asked_at).total_seconds())
         return DeliveryState.SENT
 
     def _document(
@@ -284,6 +322,12 @@ class Reply:
         self.last_error = f"{message} ({_now():%Y-%m-%d %H:%M:%S} UTC)"
         return message
 
+    # --- what was kept for long enough -------------------------------------------------------------------------------------
+
+    def tidy_step(self) -> bool:
+        """Remove some of what `[storage.keep_days]` says; True when there may be more."""
+        return self.retention.step(_now())
+
     # --- who answers -------------------------------------------------------------------------------------------------------
 
     def name(self) -> report.NodeName:
@@ -301,6 +345,26 @@ class Reply:
             "last_error": self.last_error,
         }
         self.catalogue.roles.beat(Role(name="reply", host=socket.gethostname(), pid=os.getpid(), seen_at=_now(), told=told))
+        self.vault.check_site(self.keys.report_uid("site"))
+        self._beaten_at = monotonic()
+
+    def ready(self) -> Ready:
+        """Say whether studies can be answered now.
+
+        A PACS that is away does not make the role unready, nor does a site that has no model yet: studies wait. Both are told.
+        """
+        troubles = disk.troubles(self.settings.storage, read=("archive",))
+        silent_s = monotonic() - self._beaten_at
+        if silent_s > max(SILENT_S, self.settings.inference.claim_s):
+            troubles.append(f"the databases have taken nothing for {silent_s:.0f} s")
+        if self.model_trouble:
+            troubles.append(f"the model in service does not work: {self.model_trouble}")
+        told = {
+            "model": self.model.version if self.model else "",
+            "waiting": "" if self.model or self.model_trouble else "no model is in service: studies to be answered wait",
+            "destinations_away": sorted(self.away),
+        }
+        return Ready(troubles, told)
 
 
 def _now() -> datetime:
@@ -308,9 +372,9 @@ def _now() -> datetime:
 
 
 @contextmanager
-def opened(settings: Settings) -> Iterator[Reply]:
+def opened(settings: Settings, *, meters: ReplyMeters | None = None) -> Iterator[Reply]:
     """Hold a `Reply` open for the length of a block."""
-    reply = Reply.open(settings)
+    reply = Reply.open(settings, meters=meters)
     try:
         yield reply
     finally:
@@ -318,32 +382,42 @@ def opened(settings: Settings) -> Iterator[Reply]:
 
 
 def run(settings: Settings, stop: threading.Event) -> None:
-    """Run the role until `stop`: one loop that classifies, and one a destination that delivers.
+    """Run the role until `stop`: one loop that classifies, one a destination that delivers, and one that tidies.
 
     A loop that ends by an error ends the role, with that error: whoever supervises it starts the whole again.
     """
-    with opened(settings) as reply:
+    registry, health = new_registry(settings.storage), Health()
+    stuck_s = max(STUCK_S, settings.inference.claim_s)  # one study may take as long
+    names = [pacs.name for pacs in settings.pacs]
+    with opened(settings, meters=ReplyMeters(registry, destinations=names)) as reply:
+        registry.register(figures.of_answers(reply.catalogue, destinations=names, answers=settings.inference.answers == "on"))
         broken: list[BaseException] = []
 
-        def deliver(pacs: Pacs) -> None:
+        def beside(step: Callable[[], bool], pause_s: float) -> None:
             try:
-                daemon.run(partial(reply.deliver_step, pacs), stop)
+                daemon.run(step, stop, pause_s=pause_s)
             except BaseException as error:  # raised below, in the thread that can end the process
                 broken.append(error)
             finally:
                 stop.set()
 
-        senders = [threading.Thread(target=deliver, args=(pacs,), name=f"deliver-{pacs.name}") for pacs in settings.pacs]
+        others = [threading.Thread(target=beside, args=(reply.tidy_step, TIDY_PAUSE_S), name="tidy")]
+        for pacs in settings.pacs:
+            name, stuck_after_s = f"deliver {pacs.name}", stuck_s + WAITS * pacs.timeout_s
+            step = health.loop(name, partial(reply.deliver_step, pacs), stuck_s=stuck_after_s)
+            others.append(threading.Thread(target=beside, args=(step, 0.5), name=name))
         try:
-            for sender in senders:
-                sender.start()
-            event(log, "replying", destinations=[pacs.name for pacs in settings.pacs])
-            daemon.run(reply.step, stop, heartbeat=reply.beat)
+            for other in others:
+                other.start()
+            event(log, "replying", destinations=names)
+            with serving(settings.metrics, "reply", registry=registry, health=health, ready=reply.ready):
+                daemon.run(health.loop("classify", reply.step, stuck_s=stuck_s), stop, heartbeat=reply.beat)
         finally:
             stop.set()
-            for sender in senders:
-                if sender.ident is not None:
-                    sender.join()
-            reply.catalogue.roles.leave("reply", socket.gethostname(), os.getpid())
+            for other in others:
+                if other.ident is not None:
+                    other.join()
+            with suppress(Retriable):  # without a catalogue it ends all the same, and shows as silent
+                reply.catalogue.roles.leave("reply", socket.gethostname(), os.getpid())
         if broken:
             raise broken[0]

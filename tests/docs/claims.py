@@ -20,7 +20,7 @@ Claim = Callable[[], Iterator[str]]
 
 def pages() -> list[Path]:
     """Give every page of documentation."""
-    return [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+    return [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "deploy").rglob("*.md"))]
 
 
 def make_targets_exist() -> Iterator[str]:
@@ -36,7 +36,7 @@ def every_setting_is_in_the_shipped_file() -> Iterator[str]:
 
     load(ROOT / "ae_config.toml")
     text = (ROOT / "ae_config.toml").read_text("utf-8")
-    shipped = tomllib.loads(re.sub(r"(?m)^# (\[\[.*\]\]|[a-z_]+ = .*)$", r"\1", text))
+    shipped = tomllib.loads(re.sub(r"(?m)^# (\[.*\]|[a-z_]+ = .*)$", r"\1", text))
     yield from _missing(Settings, shipped, "")
 
 

@@ -5,6 +5,7 @@ import os
 import stat
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom import Dataset
@@ -21,6 +22,7 @@ from studies import image
 
 from models import durable
 from node.errors import NoSpace, PixelConflict, Refused
+from node.keep import archive as archive_module
 from node.keep.archive import Archive
 from node.keep.records import Instance
 
@@ -115,6 +117,34 @@ def test_other_pixels_under_a_uid_are_refused_and_the_first_stay(archive: Archiv
     with pytest.raises(PixelConflict):
         archive.put(other, INSTANCE)
     assert archive.digests(archive.read(first)) == (first.header_digest, first.pixel_digest)
+
+
+@pytest.mark.parametrize("hard_links", [False, True], ids=["rename", "hard links"])
+@pytest.mark.parametrize("same", [False, True])
+def test_of_two_receivers_that_write_one_uid_at_once_the_second_is_compared_with_the_first(
+    archive: Archive, same: bool, hard_links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither found a file when it looked; the other's is complete when the first one's bytes are on the disk."""
+    if hard_links:  # as on NFS, which knows no rename that does not replace
+        monkeypatch.setattr(durable, "_RENAME_NOREPLACE", 1 << 30)
+    first, second = clean(), clean() if same else clean(instance=2)
+    real = archive_module.dcmwrite
+
+    def overtaken(*arguments: Any, **named: Any) -> None:
+        monkeypatch.setattr(archive_module, "dcmwrite", real)
+        assert Archive(archive.folder).put(second, INSTANCE)[1]
+        real(*arguments, **named)
+
+    monkeypatch.setattr(archive_module, "dcmwrite", overtaken)
+    if same:
+        kept, is_new = archive.put(first, INSTANCE)
+        assert not is_new
+        assert kept.pixel_digest == archive.digests(second)[1]
+    else:
+        with pytest.raises(PixelConflict):
+            archive.put(first, INSTANCE)
+    assert archive.read(INSTANCE).PixelData == second.PixelData
+    assert [path.name for path in archive.path(INSTANCE).parent.iterdir()] == [archive.path(INSTANCE).name]
 
 
 def test_corrected_demographics_are_no_other_image(archive: Archive) -> None:

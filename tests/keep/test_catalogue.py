@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import sqlite3
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from shelf import CLAIM_S, QUIET_S, Desk, document, held, image
@@ -400,21 +398,6 @@ def test_a_corrected_label_replaces_the_readers_own_and_the_history_says_so(desk
     assert "osteomyelitis" in act.reason
 
 
-def test_runs_are_listed_newest_first(desk: Desk) -> None:
-    assert desk.catalogue.runs.last() is None
-    first = desk.catalogue.runs.add("finetune", "run-1", desk.now)
-    second = desk.catalogue.runs.add("finetune", "run-2", desk.now)
-    desk.later(minutes=1)
-    desk.catalogue.runs.finish(first, outcome="registered", model_id="v1", decision="insufficient evidence", now=desk.now)
-    last = desk.catalogue.runs.last()
-    assert last is not None
-    assert (last.id, last.outcome, last.finished_at) == (second, "", None)
-    done = desk.catalogue.runs.list()[1]
-    assert (done.model_id, done.decision, done.finished_at) == ("v1", "insufficient evidence", desk.now)
-    with pytest.raises(NotFound):
-        desk.catalogue.runs.finish(99, outcome="", model_id="", decision="", now=desk.now)
-
-
 def test_each_process_leaves_its_last_sign_of_life(desk: Desk) -> None:
     def beat(name: str, pid: int, **told: object) -> None:
         desk.catalogue.roles.beat(Role(name, "host", pid, desk.now, told))
@@ -445,15 +428,28 @@ def test_a_switch_keeps_who_set_it_and_why(desk: Desk) -> None:
     ]
 
 
+def test_what_is_sorted_is_sorted_alike_on_every_server(desk: Desk) -> None:
+    """Servers sort texts by their locale: dots for nothing, capitals behind small letters. Digests are of Python's order."""
+    for study in ("18", "1"):
+        for number in (2, 10):
+            desk.image(study, number)
+            desk.hold(study, number + 20, Hold.BURNED_IN)
+    images = ["1.9.10", "1.9.2", "18.9.10", "18.9.2"]
+    assert [one.sop_uid for one in desk.catalogue.instances.for_training()] == images
+    assert [one.sop_uid for one in desk.catalogue.instances.of_study("18")] == images[2:]
+    assert [one.sop_uid for one in desk.catalogue.instances.held_of_study("1")] == ["1.9.22", "1.9.30"]
+    said = [Label("OST-1", "1", "", "ewing", reader, "2026-03-01", "histology") for reader in ("a", "B", "A")]
+    desk.catalogue.labels.put_all(said, now=desk.now, by="x")
+    assert [one.reader for one in desk.catalogue.labels.all()] == ["A", "B", "a"]
+
+
 # --- what is on the disk -------------------------------------------------------------------------------------------------------
 
 
-def test_what_was_noted_is_in_the_file_after_the_process_is_gone(tmp_path: Path) -> None:
-    """Nothing waits in memory: another process sees each write as soon as it is acknowledged."""
-    with Catalogue.open(f"sqlite:///{tmp_path}/catalogue.db") as catalogue:
+def test_what_was_noted_is_seen_by_others_as_soon_as_it_is_acknowledged(catalogue_url: str) -> None:
+    """Nothing waits in memory."""
+    with Catalogue.open(catalogue_url) as catalogue, Catalogue.open(catalogue_url) as other:
         desk = Desk(catalogue)
         for number in range(5):
             desk.image(number=number)
-            other = sqlite3.connect(f"file:{tmp_path}/catalogue.db?mode=ro", uri=True)
-            assert other.execute("SELECT count(*) FROM instance").fetchone() == (number + 1,)
-            other.close()
+            assert other.instances.count() == number + 1

@@ -25,6 +25,7 @@ from roles import Role, hand_in, send
 from shared import tool
 from studies import image, study
 
+from models import durable
 from models.errors import OsteonError
 from node import settings
 from node.commands.init import init_site
@@ -55,8 +56,8 @@ def test_identity_file_and_row_are_safe_in_this_order_before_success(site: Path,
 
     intake = Intake.open(settings.load(site))
     hand_in(intake, image(patient=1, instance=1))  # the folders of the study are there now
-    for name in ("fsync", "replace"):
-        monkeypatch.setattr(os, name, spied(name, getattr(os, name)))
+    monkeypatch.setattr(os, "fsync", spied("fsync", os.fsync))
+    monkeypatch.setattr(durable, "_publish", spied("named", durable._publish))
 
     @sqlalchemy.event.listens_for(sqlalchemy.Engine, "commit")
     def on_commit(connection: sqlalchemy.Connection) -> None:
@@ -67,7 +68,7 @@ def test_identity_file_and_row_are_safe_in_this_order_before_success(site: Path,
     finally:
         sqlalchemy.event.remove(sqlalchemy.Engine, "commit", on_commit)
         intake.close()
-    assert seen == ["commit vault", "fsync file", "replace", "fsync folder", "commit catalogue", Taken.NEW]
+    assert seen == ["commit vault", "fsync file", "named", "fsync folder", "commit catalogue", Taken.NEW]
 
 
 def _kind(descriptor: int) -> str:

@@ -8,19 +8,23 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 from shelf import CLAIM_S, MAX_WAIT_S, QUIET_S, WITHIN_H, Desk, findings
 
 from node.errors import NotFound, NotToBeAnswered
 from node.keep.catalogue import Catalogue, states
 from node.keep.records import DeliveryState, Hold, Purpose, StudyState
+
+if TYPE_CHECKING:
+    from postgres import Cluster
 
 LEARN, ANSWER = Purpose.LEARN, Purpose.ANSWER
 
@@ -163,10 +167,14 @@ def reach(desk: Desk, state: StudyState) -> None:
     if state is StudyState.RECEIVING:
         return
     desk.complete()
-    if state is StudyState.EXPIRED:
+    if state in (StudyState.EXPIRED, StudyState.REMOVED):
         desk.later(hours=WITHIN_H + 1)
         desk.expire()
-    if state in (StudyState.COMPLETE, StudyState.EXPIRED, StudyState.LEARNED):
+    if state is StudyState.REMOVED:
+        assert desk.catalogue.studies.take_for_removal({ANSWER: timedelta(0)}, now=desk.now, limit=1) == ["1"]
+        desk.catalogue.studies.removed("1", now=desk.now)
+        desk.later(hours=1)
+    if state in (StudyState.COMPLETE, StudyState.EXPIRED, StudyState.LEARNED, StudyState.REMOVED):
         return
     assert desk.claim() is not None
     if state is StudyState.WAITING:
@@ -471,6 +479,30 @@ def test_two_repliers_in_threads_claim_each_study_once(desk: Desk) -> None:
     assert sorted(claimed) == sorted(str(number) for number in range(50))
 
 
+def test_a_host_whose_clock_is_ahead_works_twice_and_answers_once(desk: Desk) -> None:
+    """Deadlines are of the clock of who wrote them: beyond a claim's length another host takes it for abandoned."""
+    desk.image()
+    desk.later(seconds=QUIET_S)
+    desk.complete()
+    assert desk.claim() is not None
+    ahead = Desk(desk.catalogue, desk.now + timedelta(seconds=CLAIM_S - 1))
+    assert ahead.claim() is None
+    ahead.later(seconds=2)
+    assert ahead.claim() is not None
+    assert ahead.put() == desk.put()
+    desk.open()
+    ahead.open()
+    first = desk.take()
+    ahead.later(seconds=CLAIM_S)
+    second = ahead.take()
+    assert first is not None
+    assert second is not None
+    assert first.id == second.id
+    assert desk.send(first) == ahead.send(second)
+    assert desk.state() is StudyState.DELIVERED
+    assert [row.state for row in desk.catalogue.deliveries.list()] == [DeliveryState.SENT]
+
+
 def test_two_repliers_in_processes_claim_and_deliver_each_study_once(desk: Desk, catalogue_url: str) -> None:
     for number in range(50):
         desk.image(str(number))
@@ -630,18 +662,21 @@ class AnyOrder(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        # in memory where there is such a place: order is asked here, and every commit would wait for the disk
-        memory = "/dev/shm"  # noqa: S108 - a folder of its own is made there
-        self.folder = tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None)
-        self.catalogue = Catalogue.open(f"sqlite:///{self.folder.name}/c.db")
+        self.place = ExitStack()
+        self.catalogue = self.place.enter_context(Catalogue.open(self.url()))
         self.desk = Desk(self.catalogue)
         self.asked: set[str] = set()
         self.sent: list[tuple[str, str]] = []
         self.claimed: dict[str, str] = {}
 
+    def url(self) -> str:
+        """Give an empty place; in memory where there is one: order is asked here, and every commit would wait for the disk."""
+        memory = "/dev/shm"  # noqa: S108 - a folder of its own is made there
+        folder = tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None)
+        return f"sqlite:///{self.place.enter_context(folder)}/c.db"
+
     def teardown(self) -> None:
-        self.catalogue.close()
-        self.folder.cleanup()
+        self.place.close()
 
     studies = st.sampled_from(STUDIES)
 
@@ -765,3 +800,11 @@ TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(
     max_examples=30, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
+
+
+def test_any_order_on_postgresql(postgresql: Cluster) -> None:
+    class OnPostgreSQL(AnyOrder):
+        def url(self) -> str:
+            return self.place.enter_context(postgresql.database(template=postgresql.catalogue_template()))
+
+    run_state_machine_as_test(OnPostgreSQL, settings=settings(TestAnyOrder.settings, max_examples=6))

@@ -7,15 +7,19 @@ import sqlite3
 import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from sqlalchemy import MetaData, update
 
-from models.errors import Tampered
+from models.errors import Final, Tampered
 from node import settings
 from node.errors import BadKey, IdentityConflict, NotFound
+from node.keep import vault as vault_module
+from node.keep.database import Database
 from node.keep.records import Identity, RawElement
 from node.keep.vault import Remembered, Vault
 from node.receive.intake import Intake
@@ -67,8 +71,13 @@ def identity(
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/vault/vault.db"
+def url(database_url: str) -> str:
+    return database_url
+
+
+@pytest.fixture
+def file_url(file: Path) -> str:
+    return f"sqlite:///{file}"
 
 
 @pytest.fixture
@@ -93,8 +102,8 @@ def test_what_was_remembered_comes_back_to_the_byte(url: str) -> None:
             vault.study("2.25.9")
 
 
-def test_nothing_of_an_identity_is_in_the_files_in_clear(url: str, file: Path) -> None:
-    vault = Vault.open(url, KEY)
+def test_nothing_of_an_identity_is_in_the_files_in_clear(file_url: str, file: Path) -> None:
+    vault = Vault.open(file_url, KEY)
     vault.remember(identity(), now=NOW)
     vault.remember(identity(name=b"NEXT^NAME"), now=NOW)
     everything = b"".join(path.read_bytes() for path in file.parent.iterdir())
@@ -113,24 +122,24 @@ def test_nothing_of_an_identity_is_in_the_files_in_clear(url: str, file: Path) -
         assert secret not in everything
 
 
-def test_only_the_owner_can_read_the_vault(url: str, file: Path) -> None:
-    with Vault.open(url, KEY) as vault:
+def test_only_the_owner_can_read_the_vault(file_url: str, file: Path) -> None:
+    with Vault.open(file_url, KEY) as vault:
         vault.remember(identity(), now=NOW)
         assert {stat.S_IMODE(path.stat().st_mode) for path in file.parent.iterdir()} == {0o600}
         assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
 
 
-def test_another_key_is_refused_at_the_door_and_nothing_is_written(url: str, file: Path) -> None:
-    with Vault.open(url, KEY) as vault:
+def test_another_key_is_refused_at_the_door_and_nothing_is_written(file_url: str, file: Path) -> None:
+    with Vault.open(file_url, KEY) as vault:
         vault.remember(identity(), now=NOW)
     before = _rows(file)
     with pytest.raises(BadKey, match="not the key that sealed this vault"):
-        Vault.open(url, OTHER)
+        Vault.open(file_url, OTHER)
     assert _rows(file) == before
 
 
-def test_another_site_key_is_refused(url: str, file: Path) -> None:
-    with Vault.open(url, KEY) as vault:
+def test_another_site_key_is_refused(file_url: str, file: Path) -> None:
+    with Vault.open(file_url, KEY) as vault:
         vault.check_site("fingerprint of the site key")
         vault.check_site("fingerprint of the site key")
         before = _rows(file)
@@ -156,8 +165,8 @@ def test_a_node_whose_site_key_was_replaced_does_not_start(site: Path) -> None:
     ],
     ids=["another patient id", "another birth date and sex"],
 )
-def test_two_patients_in_one_study_are_a_conflict_and_nothing_is_written(url: str, file: Path, newcomer: Identity) -> None:
-    with Vault.open(url, KEY) as vault:
+def test_two_patients_in_one_study_are_a_conflict_and_nothing_is_written(file_url: str, file: Path, newcomer: Identity) -> None:
+    with Vault.open(file_url, KEY) as vault:
         vault.remember(identity(), now=NOW)
         before = _rows(file)
         with pytest.raises(IdentityConflict) as told:
@@ -220,8 +229,8 @@ def test_a_correction_in_another_character_set_leaves_nothing_that_cannot_be_rea
         assert vault.study("2.25.1").study == ()
 
 
-def test_a_row_moved_under_another_study_is_found(url: str, file: Path) -> None:
-    with Vault.open(url, KEY) as vault:
+def test_a_row_moved_under_another_study_is_found(file_url: str, file: Path) -> None:
+    with Vault.open(file_url, KEY) as vault:
         vault.remember(identity(), now=NOW)
         vault.remember(identity(study=2, pid="OST-BBBBBBBBBBBBBBBB"), now=NOW)
     connection = sqlite3.connect(file)
@@ -229,8 +238,18 @@ def test_a_row_moved_under_another_study_is_found(url: str, file: Path) -> None:
     connection.execute(f"UPDATE vault_studies SET sealed = ({other}) WHERE study_uid = '2.25.1'")  # noqa: S608
     connection.commit()
     connection.close()
-    with Vault.open(url, KEY) as vault, pytest.raises(Tampered):
+    with Vault.open(file_url, KEY) as vault, pytest.raises(Tampered):
         vault.study("2.25.1")
+
+
+def test_a_vault_of_a_newer_version_is_left_alone(url: str) -> None:
+    Vault.open(url, KEY).close()
+    with closing(Database.open(url, MetaData())) as database:
+        newer = vault_module._META.c.name == "schema"
+        changed = update(vault_module._META).where(newer).values(sealed=b"2")
+        assert database.write(lambda connection: connection.execute(changed).rowcount) == 1
+    with pytest.raises(Final, match="newer version of Osteon"):
+        Vault.open(url, KEY)
 
 
 def test_of_two_patients_that_come_at_once_one_gets_the_study(url: str) -> None:

@@ -7,7 +7,7 @@ import random
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import cycle
@@ -17,7 +17,7 @@ from time import monotonic, sleep
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import FileDataset
-from roles import Role, hand_in, send, until
+from roles import UNWATCHED, Role, hand_in, send, until
 from studies import study
 from tiny_model import promote_tiny
 
@@ -142,24 +142,25 @@ class Chaos:
 
 @dataclass
 class Sender:
-    """A modality: sends its studies over the whole time, each image until it is acknowledged."""
+    """A modality: sends its studies over the whole time, each image until it is acknowledged, to any of the receivers."""
 
     studies: list[list[FileDataset]]
-    port: int
+    ports: Sequence[int]
     rng: random.Random
+    over_s: float = CHAOS_S
     acknowledged: list[FileDataset] = field(default_factory=list)
     attempts: int = 0
 
     def run(self) -> None:
         for images in self.studies:
-            sleep(self.rng.uniform(0.3, 1.6) * CHAOS_S / len(self.studies) * 0.8)
+            sleep(self.rng.uniform(0.3, 1.6) * self.over_s / len(self.studies) * 0.8)
             # One association for the whole study, or one for each image
             for batch in [images] if self.rng.random() < 0.7 else [[one] for one in images]:
                 waiting = list(batch)
-                deadline = monotonic() + CHAOS_S + CALM_S
+                deadline = monotonic() + self.over_s + CALM_S
                 while waiting and monotonic() < deadline:
                     self.attempts += 1
-                    statuses = send(waiting, port=self.port)
+                    statuses = send(waiting, port=self.rng.choice(self.ports))
                     self.acknowledged += [one for one, code in zip(waiting, statuses, strict=False) if code == 0]
                     waiting = [one for one, code in zip(waiting, statuses or [None] * len(waiting), strict=True) if code != 0]
                     sleep(0.2 if waiting else 0.0)
@@ -178,7 +179,7 @@ def test_nothing_is_lost_and_each_study_is_answered_once_whatever_is_killed(
         study(patient=number, images=2, PatientName=f"{NAME}{number}", PatientID=f"SECRET{number:04d}")
         for number in range(STUDIES)
     ]
-    senders = [Sender(patients[at::SENDERS], settings.node.port, random.Random(f"{SEED} {at}")) for at in range(SENDERS)]
+    senders = [Sender(patients[at::SENDERS], [settings.node.port], random.Random(f"{SEED} {at}")) for at in range(SENDERS)]
     served = Served(config)
     chaos = Chaos(served, pacs, threading.Event(), rng)
     threads = [threading.Thread(target=sender.run, daemon=True) for sender in senders]
@@ -233,6 +234,7 @@ def site_of(folder: Path, port: int, pacs: Pacs) -> tuple[Path, Settings]:
         completion={"quiet_s": 2.0},
         inference={"claim_s": 4.0, "threads": 1},
         delivery={"retry_first_s": 0.2, "retry_max_s": 2.0},
+        metrics=UNWATCHED,
     )
     settings = site_settings.load(config)
     promote_tiny(settings.storage.root / "models")

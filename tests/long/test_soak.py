@@ -11,7 +11,7 @@ from time import monotonic, sleep
 import psutil
 import pytest
 from pydicom import dcmread
-from roles import Role, running, send, until
+from roles import UNWATCHED, Role, running, send, until
 from studies import study
 from tiny_model import promote_tiny
 
@@ -74,6 +74,7 @@ def test_nothing_grows_under_steady_load_and_results_that_come_back_change_nothi
             pacs=[{"name": "main", "ae_title": pacs.ae_title, "host": "127.0.0.1", "port": pacs.port}],
             completion={"quiet_s": 0.3},
             inference={"threads": 1},
+            metrics=UNWATCHED,
         )
         settings = site_settings.load(config)
         promote_tiny(settings.storage.root / "models")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +80,26 @@ def test_what_is_no_model_of_this_kind_is_refused_when_it_is_loaded(registry: Re
 def test_a_version_that_is_not_there_is_named(registry: Registry) -> None:
     with pytest.raises(NoSuchVersion):
         Model.load(registry, "20260101-0123456789")
+
+
+def test_onnx_runtime_neither_notes_nor_reports_that_it_runs(registry: Registry, tmp_path: Path) -> None:
+    """Its telemetry leaves an id and a queue below the user's home, whence it is sent."""
+    version, home = tiny_model.shelve(registry, tmp_path), tmp_path / "home"
+    home.mkdir()
+    code = (
+        "import sys; from pathlib import Path; from models.registry import Registry; from models.runtime import Model\n"
+        "Model.load(Registry(Path(sys.argv[1])), sys.argv[2], threads=1)"
+    )
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("ORT_", "XDG_"))}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "models"), version], env=plain | {"HOME": str(home)}, check=True)
+    assert list(home.rglob("*")) == []
+
+
+def test_onnx_runtime_is_imported_in_one_place() -> None:
+    root = Path(runtime.__file__).parents[1]
+    sources = (file for package in ("node", "models", "training") for file in (root / package).rglob("*.py"))
+    importing = [file.name for file in sources if re.search(r"(?m)^\s*(import|from) onnxruntime", file.read_text("utf-8"))]
+    assert importing == ["runtime.py"]
 
 
 def test_threads_are_the_physical_cores_unless_told() -> None:

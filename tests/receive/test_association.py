@@ -8,6 +8,7 @@ import struct
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -25,12 +26,14 @@ from pydicom.uid import (
 )
 from pynetdicom import AE
 from pynetdicom.association import Association
-from pynetdicom.dimse_messages import C_STORE_RQ
-from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.dimse_messages import C_ECHO_RQ, C_STORE_RQ
+from pynetdicom.dimse_primitives import C_ECHO, C_STORE
+from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.sop_class import Verification
+from walls import Wall
 
 from node.errors import NoSpace, NotAsAnnounced
-from node.receive.association import Listener
+from node.receive.association import Listener, _Guard
 from node.settings import Caller, Node
 
 CR, DX = ComputedRadiographyImageStorage, DigitalXRayImageStorageForPresentation
@@ -273,6 +276,91 @@ def test_an_association_that_falls_silent_is_ended(listen: Callable[..., int]) -
     association = associate(listen(idle_timeout_s=0.3))
     association.dul.socket.socket.sendall(b"\x04\x00\x00\x00")  # and no more
     _wait_for(lambda: association.is_aborted)
+
+
+def test_a_request_that_drips_is_ended(listen: Callable[..., int]) -> None:
+    """One byte comes well within the time, all of them do not."""
+    with socket.create_connection(("127.0.0.1", listen(idle_timeout_s=0.5)), timeout=5) as connection:
+        connection.sendall(b"\x01\x00\x00\x00\x00\xcd")
+        with pytest.raises(OSError, match=r"reset|Broken|closed"):
+            _drip(connection)
+
+
+def test_a_pdu_that_drips_ends_the_association(listen: Callable[..., int]) -> None:
+    association = associate(listen(idle_timeout_s=0.5))
+    connection = association.dul.socket.socket
+    connection.sendall(b"\x04\x00\x00\x00\x10\x00")
+    with suppress(OSError):
+        _drip(connection, until=lambda: association.is_aborted)
+    _wait_for(lambda: association.is_aborted)
+
+
+def test_an_object_that_drips_in_whole_pdus_ends_the_association(listen: Callable[..., int], intake: Recorder) -> None:
+    """Each PDU comes well within the time, the object does not."""
+    association = associate(listen(object_timeout_s=0.5))
+    command, *_ = _message(studies.image(), instance_uid="1.2.3", class_uid=CR).encode_msg(1, 16384)
+    association.dul.send_pdu(command)
+    fragment = b"\x04\x00" + struct.pack(">L", 14) + struct.pack(">L", 10) + b"\x01\x00" + bytes(8)  # no last one
+    deadline = monotonic() + 6
+    while not association.is_aborted:
+        assert monotonic() < deadline
+        with suppress(AttributeError, OSError):
+            association.dul.socket.socket.sendall(fragment)
+        sleep(0.05)
+    assert not intake.got
+
+
+def test_a_peer_that_reads_no_answer_is_ended(listen: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks for one C-ECHO after the other; what we answer fills the buffers of both sides, and then nobody moves."""
+    stand = _Guard.stand
+
+    def stand_with_a_small_buffer(guard: _Guard) -> None:
+        stand(guard)
+        guard.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # type: ignore[union-attr]
+
+    monkeypatch.setattr(_Guard, "stand", stand_with_a_small_buffer)
+    port = listen(idle_timeout_s=0.5)
+    with Wall(port, to_client=400) as wall:
+        association = associate(wall.port)
+        assert association.is_established
+        request = C_ECHO()
+        request.MessageID, request.AffectedSOPClassUID = 1, Verification
+        message = C_ECHO_RQ()
+        message.primitive_to_message(request)
+        pdu = b"".join(P_DATA_TF(part).encode() for part in message.encode_msg(5, 16384))
+        connection, ended = association.dul.socket.socket, threading.Event()
+
+        def ask() -> None:
+            with suppress(OSError):
+                while not ended.is_set():
+                    connection.sendall(pdu * 100)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        _wait_for(lambda: not _acceptors())
+        ended.set()
+    asking.join(10)
+    association.abort()
+
+
+def _acceptors() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if "AcceptorThread" in thread.name]
+
+
+@pytest.mark.parametrize("ending", ["released", "rejected"])
+def test_a_peer_that_does_not_hang_up_is_hung_up_on(listen: Callable[..., int], ending: str) -> None:
+    association = associate(listen(), calling="SENDER" if ending == "released" else "STRANGER")
+    if ending == "released":
+        association.dul.socket.socket.sendall(b"\x05\x00\x00\x00\x00\x04\x00\x00\x00\x00")
+    _wait_for(lambda: not _acceptors())
+
+
+def _drip(connection: socket.socket, *, until: Callable[[], bool] = lambda: False) -> None:
+    deadline = monotonic() + 6
+    while not until():
+        assert monotonic() < deadline, "it was not ended in time"
+        connection.sendall(b"\x00")
+        sleep(0.05)
 
 
 def test_random_bytes_do_no_harm(listen: Callable[..., int]) -> None:

@@ -36,8 +36,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 
 
 @pytest.fixture
-def intake(site: Path) -> Iterator[Intake]:
-    opened = Intake.open(load(site))
+def intake(either_site: Path) -> Iterator[Intake]:
+    opened = Intake.open(load(either_site))
     yield opened
     opened.close()
 
@@ -408,7 +408,8 @@ def test_each_object_is_one_line_without_an_identity(intake: Intake, caplog: pyt
     assert record.getMessage() == "instance stored"
     assert told["status"] == "0000H"
     assert told["calling_ae"] == "SENDER"
-    assert told["sop_uid"] == intake.keys.uid(dataset.SOPInstanceUID)
-    assert {"ms", "study_uid", "outcome"} <= told.keys()
+    assert told["instance"] == intake.keys.uid(dataset.SOPInstanceUID)
+    assert {"ms", "outcome"} <= told.keys()
+    assert told["study"] == intake.keys.uid(dataset.StudyInstanceUID)
     assert "SECRET" not in str(record.__dict__)
     assert dataset.SOPInstanceUID not in str(record.__dict__)

@@ -31,7 +31,8 @@ def test_the_role_takes_in_until_it_is_told_to_stop(site: Path) -> None:
             assert catalogue.roles.all() == [], "what ended in good order is not silent"
     finally:
         role.close()
-    assert [line["event"] for line in role.events] == ["listening", "instance stored", "instance stored", "stopped"]
+    told = ["listening", "association accepted", "instance stored", "instance stored", "stopped"]
+    assert [line["event"] for line in role.events] == told
     assert not role.noise
 
 

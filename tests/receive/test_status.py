@@ -21,8 +21,8 @@ RECEPTION = [
     FOLDER / "errors.py",
 ]
 """The modules whose errors can reach the handler of a C-STORE."""
-ELSEWHERE = {"NotFound", "NotReleasable", "NotToBeAnswered", "BadLabels"}
-"""Raised there for the command line and the replier alone."""
+ELSEWHERE = {"NotFound", "NotReleasable", "NotToBeAnswered", "BadLabels", "NotEmpty", "NotMergeable", "WrongState"}
+"""Raised there for the command line, the replier and the trainer alone."""
 
 
 def leaves() -> set[type[BaseException]]:

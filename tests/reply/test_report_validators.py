@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html import unescape
 from pathlib import Path
 
 import answers
 import pytest
 import shared
+from pydicom import Dataset, dcmread
 from pydicom.uid import ComprehensiveSRStorage, EnhancedSRStorage
 from studies import part10, study
 
@@ -62,6 +63,8 @@ def files(form: str, tmp_path: Path) -> tuple[Path, Path]:
 def written(images: list[bytes], make: Make, folder: Path) -> tuple[Path, Path]:
     original, sr = folder / "original.dcm", folder / "sr.dcm"
     original.write_bytes(images[0])
+    for number, image in enumerate(images[1:], start=2):  # what a report refers to has to be there, says dcentvfy
+        (folder / f"original-{number}.dcm").write_bytes(image)
     sr.write_bytes(make(images).bytes)
     return original, sr
 
@@ -81,10 +84,23 @@ def test_dcentvfy_finds_the_same_patient_and_study(files: tuple[Path, Path]) -> 
 
 
 def assert_same_entities(original: Path, sr: Path) -> None:
-    done = run(shared.tool("dcentvfy"), str(original), str(sr))
-    assert "Error" not in done.stdout + done.stderr
+    others = sorted(original.parent.glob("original-*.dcm"))
+    done = run(shared.tool("dcentvfy"), *map(str, (original, *others, sr)))
+    # What is not among these files: documents before this one, and what a real image refers to.
+    elsewhere = {one.ReferencedSOPInstanceUID for one in predecessors(dcmread(sr))}
+    missing = re.compile(r"Error - Missing SOPInstanceUID that was referenced - (\S+) for file <(.*)>")
+    errors = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")]
+    found = {line: missing.match(line) for line in errors}
+    assert [line for line, one in found.items() if not one or (one[1] not in elsewhere and Path(one[2]) == sr)] == []
     named = set(re.findall(r"Element=<(\w+)>", done.stdout + done.stderr))
     assert named == {"AccessionNumber"}  # the tool's own: it counts the element to two entities; nothing else may differ
+
+
+def predecessors(sr: Dataset) -> Iterator[Dataset]:
+    """Give the references of an SR to documents before it."""
+    for study_ in sr.get("PredecessorDocumentsSequence", []):
+        for series in study_.ReferencedSeriesSequence:
+            yield from series.ReferencedSOPSequence
 
 
 def test_dsrdump_and_dsr2html_read_it(files: tuple[Path, Path], tmp_path: Path) -> None:

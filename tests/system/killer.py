@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+from models import durable
+
 STORES = (
     "node.keep.archive:Archive",
     "node.keep.vault:Vault",
@@ -63,6 +65,7 @@ class _Killer:
                     self.wrap(kind, method, f"{name}.{method}")
         self.wrap(os, "fsync", "os.fsync")
         self.wrap(os, "replace", "os.replace")
+        self.wrap(durable, "_publish", "durable._publish")
         self.wrap(import_module("node.reply.delivery"), "send", "delivery.send")
 
 

@@ -6,17 +6,19 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset
-from roles import hand_in
+from roles import UNWATCHED, hand_in
 from studies import born, study
 from tiny_model import promote_tiny
+from typer.testing import CliRunner
 
 from node import settings as site_settings
+from node.__main__ import build
 from node.commands.init import init_site
 from node.demo.pacs import Pacs
 from node.keep.records import Abstention, DeliveryState, StudyState
@@ -78,6 +80,7 @@ def site_of(folder: Path, destinations: list[tuple[str, int, str]], **pieces: ob
             for name, port, title in destinations
         ],
         completion={"quiet_s": 0.0},
+        metrics=UNWATCHED,
         delivery={"retry_first_s": 0.05, "retry_max_s": 0.1},
         **pieces,
     )
@@ -291,6 +294,43 @@ def test_a_result_is_held_when_the_pacs_names_another_patient(world: World, tmp_
     assert row.state is DeliveryState.HELD
     assert "patient" in row.reason
     assert "SOMEBODY-ELSE" not in row.reason
+
+
+def test_after_a_merge_the_held_result_leaves_under_the_patient_who_remains(world: World, tmp_path: Path) -> None:
+    """The PACS holds the study under the new number already; the vault knows that patient from another study."""
+    promote_tiny(world.models)
+    images = study(patient=1, PatientID="GONE", PatientName="Former^Name")
+    world.pacs.put(study(patient=1, PatientID="KEPT", PatientName="Later^Name")[0])
+    world.send(*images, *study(patient=2, PatientID="KEPT", PatientName="Later^Name"))
+    world.work()
+    assert world.reports(images[0]) == []
+    pids = [world.intake.keys.pid("HOSPITAL", patient) for patient in ("GONE", "KEPT")]
+    config = tmp_path / "site" / "ae_config.toml"
+    for words in (["patients", "merge", *pids], ["delivery", "retry", "--all"]):
+        done = CliRunner().invoke(build(), [*words, "--reason", "HIS merge", "--config", str(config)], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+    world.work()
+    (report,) = world.reports(images[0])
+    assert (report.PatientID, report.PatientName) == ("KEPT", "Later^Name")
+    assert (report.StudyInstanceUID, report.AccessionNumber) == (images[0].StudyInstanceUID, images[0].AccessionNumber)
+    late = study(patient=1, images=3, PatientID="KEPT", PatientName="Later^Name")[2]
+    assert world.send(late) == [Taken.NEW]
+    world.work()
+    assert [report.PatientID for report in world.reports(images[0])] == ["KEPT", "KEPT"]
+
+
+def test_a_merged_patient_was_learned_from_under_either_number(world: World) -> None:
+    kept = world.intake.keys.pid("HOSPITAL", "KEPT")
+    promote_tiny(world.models, corpus=(kept,))
+    (image,) = study(patient=1, images=1, PatientID="GONE")
+    world.send(image)
+    world.intake.catalogue.patients.merge(
+        world.intake.keys.pid("HOSPITAL", "GONE"), kept, named_by="a corpus", by="me", reason="x", now=datetime.now(UTC)
+    )
+    world.work()
+    result = world.reply.catalogue.results.latest(world.intake.keys.uid(image.StudyInstanceUID))
+    assert result is not None
+    assert result.findings.in_corpus
 
 
 def test_corrected_demographics_reach_the_next_report(world: World) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,9 +17,11 @@ from roles import hand_in
 from studies import study
 from tiny_model import promote_tiny
 
+from models import durable
 from node import __main__ as command
 from node import logs
 from node import settings as site_settings
+from node.commands.check import Verdict, _directories
 from node.commands.init import init_site
 from node.demo.pacs import Pacs
 from node.keep.catalogue import Catalogue
@@ -25,7 +29,27 @@ from node.keep.records import Role
 from node.receive.intake import Intake
 from node.settings import Settings
 
-VERBS = ("init", "check", "serve", "receive", "reply", "status", "labels", "models", "train", "quarantine", "delivery", "demo")
+VERBS = (
+    "init",
+    "check",
+    "serve",
+    "receive",
+    "reply",
+    "status",
+    "labels",
+    "models",
+    "train",
+    "schedule",
+    "quarantine",
+    "delivery",
+    "demo",
+    "backup",
+    "restore",
+    "archive",
+    "patients",
+    "vault",
+    "history",
+)
 HEAVY = (
     "torch",
     "torchvision",
@@ -105,6 +129,19 @@ def test_check_finds_what_is_wrong_and_exits_with_one(tmp_path: Path, free_port:
     assert "readable by others" in osteon("check", "--config", str(config), check=False).stdout
 
 
+def test_check_fails_on_a_file_system_that_cannot_keep_two_receivers_apart(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def neither(_temporary: Path, path: Path) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+
+    settings = site_settings.load(site)
+    assert [one.verdict for one in _directories(settings) if one.what == "storage"] == [Verdict.OK]
+    monkeypatch.setattr(durable, "_publish", neither)
+    (finding,) = [one for one in _directories(settings) if one.what == "storage"]
+    assert finding.verdict is Verdict.FAIL
+    assert "hard links" in finding.told
+    assert not [path for path in settings.storage.root.iterdir() if path.name.startswith(".")]
+
+
 def test_status_says_where_a_study_is_by_any_of_its_names(site: Path) -> None:
     settings = site_settings.load(site)
     image = study(patient=1, images=1, AccessionNumber="ACC-77")[0]
@@ -134,12 +171,23 @@ def test_status_shows_queues_model_and_switch(site: Path) -> None:
     assert "OFF" not in osteon("status", "--config", str(site)).stdout
 
 
+def test_status_names_the_hosts_when_there_are_several(site: Path) -> None:
+    settings, now = site_settings.load(site), datetime.now(UTC)
+    with Catalogue.open(settings.storage.catalogue) as catalogue:
+        catalogue.roles.beat(Role(name="reply", host="host-one", pid=1, seen_at=now))
+        assert "host-one" not in osteon("status", "--config", str(site)).stdout
+        catalogue.roles.beat(Role(name="reply", host="host-two", pid=1, seen_at=now))
+    told = osteon("status", "--config", str(site)).stdout
+    assert "on host-one" in told
+    assert "on host-two" in told
+
+
 def test_a_study_to_be_learned_from_is_not_answered_by_hand_either(site: Path) -> None:
     settings = site_settings.load(site)
     image = study(patient=1, images=1)[0]
     with opened(settings) as intake:
         hand_in(intake, image, called="OSTEON_LEARN")
-    done = osteon("reply", "study", image.StudyInstanceUID, "--config", str(site), check=False)
+    done = osteon("reply", "study", image.StudyInstanceUID, "--reason", "a test", "--config", str(site), check=False)
     assert done.returncode == 2
     assert "learned from" in done.stderr
 

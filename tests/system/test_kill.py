@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from killer import Killed
 from pydicom import dcmread
-from roles import hand_in, running, send, until
+from roles import UNWATCHED, hand_in, running, send, until
 from studies import study
 from tiny_model import promote_tiny
 
@@ -38,6 +38,7 @@ def settings(tmp_path: Path, pacs: Pacs, free_port: Callable[[], int]) -> tuple[
         completion={"quiet_s": 0.0},
         inference={"claim_s": 0.5},
         delivery={"retry_first_s": 0.1},
+        metrics=UNWATCHED,
     )
     settings = site_settings.load(config)
     promote_tiny(settings.storage.root / "models")

@@ -11,7 +11,7 @@ from typing import Any
 
 from orthanc import running_orthanc
 from pydicom import dcmread
-from roles import running, until
+from roles import UNWATCHED, running, until
 from shared import tool
 from studies import part10, study
 from tiny_model import promote_tiny
@@ -39,6 +39,7 @@ def test_a_study_routed_with_storescu_is_answered_in_orthanc(tmp_path: Path, fre
             node={"port": port, "callers": [{"ae_title": "SENDER", "networks": ["127.0.0.0/8"]}]},
             pacs=[{"name": "main", "ae_title": orthanc.ae_title, "host": "127.0.0.1", "port": orthanc.port}],
             completion={"quiet_s": 1.0},
+            metrics=UNWATCHED,
         )
         promote_tiny(site_settings.load(config).storage.root / "models")
         send = [storescu, "-R", "-aet", "SENDER", "127.0.0.1"]
@@ -74,6 +75,7 @@ def test_an_unplugged_pacs_gets_its_result_once_it_is_back(tmp_path: Path, free_
         pacs=[{"name": "main", "ae_title": "ORTHANC", "host": "127.0.0.1", "port": pacs_port, "timeout_s": 3.0}],
         completion={"quiet_s": 0.2},
         delivery={"retry_first_s": 0.5, "retry_max_s": 1.0},
+        metrics=UNWATCHED,
     )
     promote_tiny(site_settings.load(config).storage.root / "models")
     with running("serve", config=config) as role:

@@ -18,14 +18,17 @@ import onnxruntime
 import pytest
 import torch
 from labelled import NOW, labelled_site, pid, settings_of
+from roles import until
 from typer.testing import CliRunner
 
 from models import durable
 from models.errors import Final
 from models.registry import Registry
-from node.errors import NoSpace, NotFound
+from node.errors import NoSpace, NotFound, Occupied, WrongState
+from node.keep import frozen
 from node.keep.catalogue import Catalogue
-from training import checkpoint, cycle, promote
+from node.keep.records import RunState
+from training import checkpoint, cycle, machine, promote
 from training.corpus import CorpusChanged
 from training.finetune import Epoch
 from training.recipe import Gate, Recipe, named
@@ -90,7 +93,7 @@ def test_eight_locked_patients_are_too_few_and_nothing_goes_into_service(site: P
     assert {"AUC, out of fold", "AUC, locked patients"} <= {metric.name for metric in card.metrics}
     with Catalogue.open(settings_of(site).storage.catalogue) as catalogue:
         last = catalogue.runs.list()[-1]
-    assert (last.folder, last.outcome, last.model_id) == (first.run, "done", first.version)
+    assert (last.folder, last.state, last.model_id) == (first.run, RunState.DONE, first.version)
 
 
 def test_locked_patients_train_calibrate_and_validate_nothing(site: Path, first: cycle.Outcome) -> None:
@@ -140,7 +143,7 @@ def test_a_killed_run_continues_to_the_same_model_and_the_gate_alone_moves_the_c
     with Catalogue.open(settings_of(site).storage.catalogue) as catalogue:
         row = catalogue.runs.last()
     assert row is not None
-    assert row.outcome == "interrupted"
+    assert row.state is RunState.INTERRUPTED
     second = Heard(stop_in="refit")
     with pytest.raises(KeyboardInterrupt):
         run(site, heard=second, run_id=row.folder)
@@ -289,9 +292,133 @@ def test_too_few_labels_end_in_one_line_that_says_what_to_do(tmp_path: Path) -> 
     with Catalogue.open(settings_of(small).storage.catalogue) as catalogue:
         row = catalogue.runs.last()
     assert row is not None
-    assert row.outcome.startswith("failed: recipe phantom needs")
+    assert row.state is RunState.FAILED
+    assert row.reason.startswith("recipe phantom needs")
+
+
+def test_a_run_that_is_told_to_stop_ends_after_the_epoch_and_tells_how_far_it_was(site: Path) -> None:
+    heard = Heard()
+    with pytest.raises(cycle.Stopped):
+        cycle.run(settings_of(site), RECIPE, now=lambda: NOW, progress=heard, stop=lambda: bool(heard.epochs))
+    assert heard.epochs == [("fold 0", 1)]
+    with Catalogue.open(settings_of(site).storage.catalogue) as catalogue:
+        row = catalogue.runs.last()
+    assert row is not None
+    assert (row.state, row.devices, row.worker) == (RunState.INTERRUPTED, None, None)
+    told = json.loads((settings_of(site).storage.root / "runs" / row.folder / "progress.json").read_bytes())
+    assert (told["stage"], told["total"], told["at"]) == ("training", 8, NOW.isoformat())
+
+
+@pytest.mark.parametrize(
+    ("word", "state", "says"),
+    [("cancel", RunState.CANCELLED, "cancelled"), ("lose", RunState.INTERRUPTED, "another trainer")],
+)
+def test_a_trainer_asks_the_catalogue_whether_the_run_is_still_its_own_and_wanted(
+    site: Path, monkeypatch: pytest.MonkeyPatch, word: str, state: RunState, says: str
+) -> None:
+    """No signal reaches it: a person on another machine cancels, or a supervisor took it for dead."""
+    monkeypatch.setattr(cycle, "RENEW_S", 0.0)
+
+    class Elsewhere(Heard):
+        def epoch(self, fit: str, line: Epoch) -> None:
+            super().epoch(fit, line)
+            with Catalogue.open(settings_of(site).storage.catalogue) as catalogue:
+                (busy,) = catalogue.runs.busy()
+                if word == "cancel":
+                    catalogue.runs.cancel(busy.id, by="dr", reason="not now", now=NOW)
+                else:
+                    catalogue.runs.lose(busy.id, busy.tries, "nothing was heard of it", now=NOW)
+
+    heard = Elsewhere()
+    with pytest.raises(cycle.Stopped, match=says):
+        run(site, heard=heard)
+    assert len(heard.epochs) == 1
+    with Catalogue.open(settings_of(site).storage.catalogue) as catalogue:
+        row = catalogue.runs.last()
+    assert row is not None
+    assert row.state is state
+
+
+def test_no_run_begins_on_a_device_set_that_has_one(site: Path) -> None:
+    settings = settings_of(site)
+    folders = sorted((settings.storage.root / "runs").iterdir())
+    with Catalogue.open(settings.storage.catalogue) as catalogue:
+        row = catalogue.runs.start(
+            kind="finetune",
+            recipe="phantom",
+            devices=machine.device_set(settings.training.device),
+            worker=machine.this_process(),
+            now=NOW,
+            until=NOW,
+        )
+        with pytest.raises(Occupied, match=f"run {row.id}"):
+            run(site)
+        assert sorted((settings.storage.root / "runs").iterdir()) == folders
+        catalogue.runs.fail(row.id, row.tries, "a test", now=NOW)
+
+
+def test_a_leased_run_is_worked_on_by_the_trainer_it_was_leased_for(site: Path, first: cycle.Outcome) -> None:
+    with Catalogue.open(settings_of(site).storage.catalogue) as catalogue:
+        asked = catalogue.runs.ask(kind="finetune", recipe="phantom", schedule="s", by="me", reason="", now=NOW)
+        leased = catalogue.runs.lease(devices="d", host="h", ready=lambda one: one.id == asked.id, now=NOW, until=NOW)
+        assert leased is not None
+        with pytest.raises(WrongState, match="try 7"):
+            cycle.run(settings_of(site), RECIPE, now=lambda: NOW, progress=Heard(), ticket=cycle.Ticket(asked.id, 7))
+        heard = Heard()
+        ticket = cycle.Ticket(asked.id, leased.tries)
+        with pytest.raises(cycle.Stopped):
+            cycle.run(settings_of(site), RECIPE, now=lambda: NOW, progress=heard, ticket=ticket, stop=lambda: bool(heard.epochs))
+        stopped = catalogue.runs.get(asked.id)
+        assert (stopped.state, bool(stopped.folder)) == (RunState.QUEUED, True), "a supervised run is queued again"
+        again = catalogue.runs.lease(devices="d", host="h", ready=lambda one: one.id == asked.id, now=NOW, until=NOW)
+        assert again is not None
+        ticket = cycle.Ticket(asked.id, again.tries)
+        with cycle._alone(settings_of(site).storage.root / "runs" / stopped.folder), pytest.raises(cycle.Busy):
+            cycle.run(settings_of(site), RECIPE, now=lambda: NOW, progress=Heard(), ticket=ticket)
+        busy = catalogue.runs.get(asked.id)
+        assert (busy.state, busy.losses) == (RunState.QUEUED, 1), "somebody the catalogue does not know works in its folder"
+        catalogue.runs.cancel(asked.id, by="me", reason="", now=NOW)
+
+
+@pytest.mark.long
+def test_sigterm_ends_a_trainer_in_good_order_with_a_code_of_its_own(tmp_path: Path) -> None:
+    small = labelled_site(tmp_path, patients=12)
+    root = settings_of(small).storage.root
+    command = [sys.executable, "-m", "training", "--config", str(small), "--recipe", "phantom"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as trainer:
+        until(lambda: any("epoch" in file.read_text() for file in root.glob("runs/*/metrics.jsonl")), seconds=120)
+        trainer.terminate()
+        told = trainer.communicate(timeout=120)[1].decode()
+    assert trainer.returncode == 143
+    assert "it goes on from its last finished step" in told
+    with Catalogue.open(settings_of(small).storage.catalogue) as catalogue:
+        row = catalogue.runs.last()
+    assert row is not None
+    assert row.state is RunState.INTERRUPTED
 
 
 def test_the_verbs_do_not_load_torch_before_a_run() -> None:
     code = "import sys, training.verbs; sys.exit(bool({'torch', 'sklearn', 'matplotlib', 'sqlalchemy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.long
+def test_a_witness_who_was_merged_with_somebody_learned_from_is_none_any_more(tmp_path: Path) -> None:
+    """The run had frozen its lists with the one in the training part, the other in the locked one."""
+    site = labelled_site(tmp_path, patients=24, is_locked=lambda patient: patient in IS_LOCKED)
+    with pytest.raises(KeyboardInterrupt):
+        run(site, heard=Heard(stop_in="refit"))
+    root = settings_of(site).storage.root
+    gone, kept = pid(3), pid(1)
+    with Catalogue.open(settings_of(site).storage.catalogue) as catalogue:
+        row = catalogue.runs.last()
+        assert row is not None
+        named_by = frozen.naming(root, {gone, kept})
+        assert named_by == f"the corpus of run {row.folder}"
+        catalogue.patients.merge(gone, kept, named_by=named_by, by="someone", reason="HIS merge", now=NOW)
+    ended = run(site, run_id=row.folder)
+    witnesses = set(read(ended, "predictions.json")[cycle.LOCKED]["patients"])
+    assert witnesses == {pid(patient) for patient in IS_LOCKED} - {gone}
+    learned_from = {sample["pid"] for sample in read(ended, "corpus.json")["training"]}
+    assert kept in learned_from
+    assert not learned_from & witnesses

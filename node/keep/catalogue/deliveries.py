@@ -42,6 +42,7 @@ class Deliveries:
                 .join_from(study, result, result.c.id == study.c.result_id)
                 .where(inferred)
                 .order_by(study.c.last_at)
+                .with_for_update(of=study, key_share=True, skip_locked=True)
             ).all()
             for row in found:
                 for destination in json.loads(row.destinations):
@@ -92,7 +93,7 @@ class Deliveries:
 
         def claim(connection: Connection) -> Delivery | None:
             values = {"claimed_until": now + timedelta(seconds=claim_s), "tried_at": now, "attempts": delivery.c.attempts + 1}
-            for delivery_id in connection.scalars(oldest).all():
+            for delivery_id in connection.scalars(oldest.with_for_update(of=delivery, key_share=True, skip_locked=True)).all():
                 if connection.execute(update(delivery).where(delivery.c.id == delivery_id, free).values(values)).rowcount == 1:
                     return _get(connection, delivery_id)
             return None
@@ -108,7 +109,9 @@ class Deliveries:
         """
 
         def stamp(connection: Connection) -> Delivery:
-            row = _get(connection, delivery_id, for_update=True)
+            # Locked by itself first: a look that waited for the lock would show the document of before the wait.
+            connection.execute(select(delivery.c.id).where(delivery.c.id == delivery_id).with_for_update(key_share=True))
+            row = _get(connection, delivery_id)
             if row.document is None:
                 connection.execute(
                     insert(document).values(
@@ -261,9 +264,8 @@ def _select() -> Select[Any]:
     ).outerjoin_from(delivery, document, its)
 
 
-def _get(connection: Connection, delivery_id: int, *, for_update: bool = False) -> Delivery:
-    query = _select().where(delivery.c.id == delivery_id)
-    row = connection.execute(query.with_for_update(of=delivery) if for_update else query).one_or_none()
+def _get(connection: Connection, delivery_id: int) -> Delivery:
+    row = connection.execute(_select().where(delivery.c.id == delivery_id)).one_or_none()
     if row is None:
         raise NotFound
     return _record(row)

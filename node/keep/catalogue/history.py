@@ -22,6 +22,10 @@ class History:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    def note(self, *, by: str, what: str, subject: str, reason: str, now: datetime) -> None:
+        """Write down an act that changes nothing in the catalogue itself."""
+        self._database.write(lambda connection: note(connection, by=by, what=what, subject=subject, reason=reason, now=now))
+
     def acts(self, *, subject: str = "", limit: int = 100) -> list[Act]:
         """Give the newest acts first, all or those on one subject (a study, a held instance, a delivery, a flag)."""
         query = select(history).order_by(history.c.id.desc()).limit(limit)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, TypedDict
 
@@ -13,7 +13,7 @@ from node.errors import NotFound
 from node.keep.catalogue import history, states
 from node.keep.catalogue.schema import dropped_term, held, instance, patient, study
 from node.keep.database import Database, insert_if_absent
-from node.keep.records import Held, Hold, Instance, Purpose, TrainingImage
+from node.keep.records import Held, Hold, Instance, Purpose, StudyState, TrainingImage
 
 _INSTANCE_FIELDS = [field.name for field in dataclasses.fields(Instance)]
 _HELD_FIELDS = [field.name for field in dataclasses.fields(Held)]
@@ -52,7 +52,7 @@ class Instances:
         """
 
         def note(connection: Connection) -> bool:
-            insert_if_absent(connection, patient, pid=image.pid, locked=locked, first_at=now)
+            insert_if_absent(connection, patient, pid=image.pid, person=image.pid, locked=locked, first_at=now)
             states.see(connection, image.study_uid, pid=image.pid, purpose=purpose, calling_ae=calling_ae, now=now)
             values = {name: getattr(image, name) for name in _INSTANCE_FIELDS}
             new = insert_if_absent(connection, instance, **values, received_at=now, seen_at=now)
@@ -84,32 +84,57 @@ class Instances:
             lambda connection: connection.execute(update(instance).where(instance.c.sop_uid == sop_uid).values(values))
         )
 
+    def refiled(self, image: Instance) -> None:
+        """Note the file that now stands for a known image whose file was gone; it may have another syntax."""
+        values = {name: getattr(image, name) for name in ("path", "transfer_syntax_uid", "header_digest", "pixel_digest")}
+        self._database.write(
+            lambda connection: connection.execute(update(instance).where(instance.c.sop_uid == image.sop_uid).values(values))
+        )
+
     def of_study(self, study_uid: str) -> list[Instance]:
         """Give the images of a study, sorted by UID."""
-        query = select(instance).where(instance.c.study_uid == study_uid).order_by(instance.c.sop_uid)
-        with self._database.read() as connection:
-            return [_instance(row) for row in connection.execute(query)]
+        query = select(instance).where(instance.c.study_uid == study_uid)
+        with self._database.read() as connection:  # sorted here: each server sorts texts by a locale of its own
+            return sorted((_instance(row) for row in connection.execute(query)), key=_sop_uid)
 
     def for_training(self) -> list[TrainingImage]:
         """Give every image of the archive, sorted by UID, with its study's purpose; those of locked patients are marked."""
         query = (
-            select(instance, patient.c.locked, study.c.purpose)
+            select(instance, patient.c.locked, patient.c.person, study.c.purpose)
             .join_from(instance, patient, patient.c.pid == instance.c.pid)
             .join(study, study.c.uid == instance.c.study_uid)
-            .order_by(instance.c.sop_uid)
+            .where(study.c.state != StudyState.REMOVED)
         )
         with self._database.read() as connection:
-            return [
+            images = [
                 TrainingImage(
-                    **{name: getattr(row, name) for name in _INSTANCE_FIELDS}, locked=row.locked, purpose=Purpose(row.purpose)
+                    **{name: getattr(row, name) for name in _INSTANCE_FIELDS},
+                    locked=row.locked,
+                    purpose=Purpose(row.purpose),
+                    person=row.person,
                 )
                 for row in connection.execute(query)
             ]
+        return sorted(images, key=_sop_uid)
 
     def locked_patients(self) -> frozenset[str]:
-        """Give the pseudonyms of the patients that are set aside for evaluation."""
+        """Give every pseudonym of the persons that are set aside for evaluation."""
         with self._database.read() as connection:
             return frozenset(connection.scalars(select(patient.c.pid).where(patient.c.locked)))
+
+    def pages(self, size: int) -> Iterator[list[tuple[str, str]]]:
+        """Go through every image of the archive as (study, image), `size` at a time."""
+        last = ""
+        while True:
+            query = select(instance.c.study_uid, instance.c.sop_uid).where(instance.c.sop_uid > last)
+            with self._database.read() as connection:
+                page = [
+                    (row.study_uid, row.sop_uid) for row in connection.execute(query.order_by(instance.c.sop_uid).limit(size))
+                ]
+            if not page:
+                return
+            last = page[-1][1]
+            yield page
 
     def count(self) -> int:
         """Count the images of the archive."""
@@ -156,9 +181,9 @@ class Instances:
 
     def held_of_study(self, study_uid: str) -> list[Held]:
         """Give what the quarantine holds of a study, sorted by UID."""
-        query = select(held).where(held.c.study_uid == study_uid).order_by(held.c.sop_uid, held.c.id)
+        query = select(held).where(held.c.study_uid == study_uid)
         with self._database.read() as connection:
-            return [_held(row) for row in connection.execute(query)]
+            return sorted((_held(row) for row in connection.execute(query)), key=lambda one: (one.sop_uid, one.id))
 
     def unhold(self, held_id: str, *, by: str, reason: str, decision: str, now: datetime) -> None:
         """Strike a held instance out because a person decided so ("released", "discarded"); the history keeps it.
@@ -193,9 +218,13 @@ class Instances:
 
     def dropped_terms(self) -> list[tuple[str, str, int]]:
         """Give (keyword, keyed hash, count) of the words dropped, the most frequent first."""
-        query = select(dropped_term).order_by(dropped_term.c.count.desc(), dropped_term.c.keyword, dropped_term.c.term)
         with self._database.read() as connection:
-            return [(row.keyword, row.term, row[2]) for row in connection.execute(query)]
+            found = [(row.keyword, row.term, row[2]) for row in connection.execute(select(dropped_term))]
+        return sorted(found, key=lambda one: (-one[2], *one[:2]))
+
+
+def _sop_uid(image: Instance) -> str:
+    return image.sop_uid
 
 
 def _instance(row: Row[Any]) -> Instance:

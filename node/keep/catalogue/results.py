@@ -63,8 +63,8 @@ class Results:
                 destinations=told,
             )
             row = connection.execute(select(result).where(*same)).one_or_none()
-            if row is None:  # another replier wrote another result of this study at this moment
-                raise StoreBusy
+            if row is None:
+                raise StoreBusy("another replier wrote another result of this study at this moment")
             if not new:
                 connection.execute(update(result).where(result.c.id == row.id).values(destinations=told))
             states.classified(connection, study_uid, row.id, now=now)

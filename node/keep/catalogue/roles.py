@@ -9,7 +9,7 @@ from sqlalchemy import Connection, delete, or_, select
 
 from node.keep.catalogue import history
 from node.keep.catalogue.schema import flag, role
-from node.keep.database import Database, put_row
+from node.keep.database import Database, insert_if_absent, put_row
 from node.keep.records import Role
 
 FORGET_AFTER = timedelta(minutes=10)
@@ -50,6 +50,11 @@ class Roles:
         """Give the value of a switch; None when nobody ever set it."""
         with self._database.read() as connection:
             return connection.scalar(select(flag.c.value).where(flag.c.name == name))
+
+    def remember_flag(self, name: str, value: str) -> None:
+        """Note what the node itself found, once; what stands there stays."""
+        if self.flag(name) is None:
+            self._database.write(lambda connection: insert_if_absent(connection, flag, name=name, value=value))
 
     def set_flag(self, name: str, value: str, *, by: str, reason: str, now: datetime) -> None:
         """Set a switch; the history keeps who and why."""

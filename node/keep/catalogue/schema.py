@@ -12,7 +12,7 @@ from sqlalchemy import Boolean, Column, ForeignKey, Index, Integer, MetaData, St
 
 from node.keep.database import UTCTime
 
-HEAD = "0001"
+HEAD = "0003"
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 metadata = MetaData(
@@ -30,8 +30,11 @@ patient = Table(
     Column("pid", String(64), primary_key=True),
     Column("locked", Boolean, nullable=False),
     Column("first_at", UTCTime, nullable=False),
+    Column("person", String(64), nullable=False, server_default=""),
+    Index(None, "person"),
 )
-"""Every patient seen in the archive; `locked` is fixed at first sight and never changed (promise 10)."""
+"""Every patient seen in the archive or named in a merge; `locked` is fixed at first sight and changed by a merge alone
+(promise 10), `person` is the pseudonym under which the patient counts: the own one until a merge."""
 
 study = Table(
     "study",
@@ -190,14 +193,45 @@ run = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("kind", String(64), nullable=False),
+    Column("recipe", String(64), nullable=False),
+    Column("schedule", String(64), nullable=False),
+    Column("origin", String(16), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("state_at", UTCTime, nullable=False),
+    Column("due_at", UTCTime),
     Column("folder", Text, nullable=False),
-    Column("started_at", UTCTime, nullable=False),
+    Column("started_at", UTCTime),
     Column("finished_at", UTCTime),
-    Column("outcome", String(64), nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("losses", Integer, nullable=False),
+    Column("next_attempt_at", UTCTime),
+    Column("devices", String(320)),
+    Column("leased_until", UTCTime),
+    Column("host", String(255), nullable=False),
+    Column("pid", Integer),
+    Column("born", String(64), nullable=False),
+    Column("reason", Text, nullable=False),
     Column("model_id", String(128), nullable=False),
     Column("decision", String(64), nullable=False),
+    UniqueConstraint("schedule", "kind", "due_at"),
+    UniqueConstraint("devices"),
+    Index(None, "state", "due_at"),
 )
-"""Training runs; what they made and decided stands in their folder, here is the index."""
+"""Training runs and their queue; what they made stands in their folder. `devices` is set while a run occupies them: no two do."""
+
+timing = Table(
+    "timing",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("definition", Text, nullable=False),
+    Column("since", UTCTime, nullable=False),
+    Column("considered_at", UTCTime, nullable=False),
+    Column("next_at", UTCTime),
+    Column("zone", String(64), nullable=False),
+    Column("said", Text, nullable=False),
+    Column("said_at", UTCTime),
+)
+"""One row a schedule that a scheduler has seen: how far its due times have been dealt with, and what comes next."""
 
 role = Table(
     "role",
@@ -216,7 +250,7 @@ flag = Table(
     Column("name", String(64), primary_key=True),
     Column("value", String(64), nullable=False),
 )
-"""Switches that a person sets while the node runs (answers: on | paused)."""
+"""Switches that a person sets while the node runs (answers: on | paused), and the site key's fingerprint."""
 
 history = Table(
     "history",

@@ -1,23 +1,32 @@
 """The states of a study (docs/design.md, section 6): every change of one stands in this file.
 
 In: a connection inside a write, and the time. Out: the study in its next state. Work is claimed by a conditional update whose
-row count is believed, so that a kill between any two lines leaves a state from which the next claim goes on. A study that was
-sent to be learned from must never reach `complete`, the only door to an answer.
+row count is believed, so that a kill between any two lines leaves a state from which the next claim goes on. Where several hosts
+share the catalogue, a study's row is locked before what it has is looked at (FOR NO KEY UPDATE: images and deliveries that point
+to it may still be entered, so that two receivers do not wait for each other). A study that was sent to be learned from must never
+reach `complete`, the only door to an answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, exists, or_, select, true, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, or_, select, true, update
 
-from node.errors import IdentityConflict, NotFound, NotToBeAnswered
+from node.errors import IdentityConflict, NotFound, NotToBeAnswered, StoreBusy
+from node.keep.catalogue.patients import is_same_person
 from node.keep.catalogue.schema import delivery, held, instance, result, study
 from node.keep.database import insert_if_absent
 from node.keep.records import DeliveryState, Hold, Purpose, StudyState
 
+BEING_REMOVED = "being removed, as [storage.keep_days] says"
+SENT_AGAIN = "sent again after it was removed"
+"""Reason of a study in `receiving` whose results are known from before."""
+REFUSED_AFTER_REMOVAL = timedelta(minutes=10)
+"""Longer than any instance is on its way between vault and catalogue."""
 AT_REST = (
     StudyState.COMPLETE,
     StudyState.WAITING,
@@ -82,12 +91,19 @@ def see(connection: Connection, uid: str, *, pid: str, purpose: Purpose, calling
         reason="",
     )
     if not new and pid:
-        known = connection.scalar(select(study.c.pid).where(study.c.uid == uid))
+        known = connection.scalar(select(study.c.pid).where(study.c.uid == uid).with_for_update(key_share=True))
         if not known:
-            connection.execute(update(study).where(study.c.uid == uid, study.c.pid == "").values(pid=pid))
-        elif known != pid:
+            connection.execute(update(study).where(study.c.uid == uid).values(pid=pid))
+        elif not is_same_person(connection, known, pid):
             raise IdentityConflict
     return new
+
+
+def _refuse_while_removed(connection: Connection, uid: str, *, now: datetime) -> None:
+    """Let nothing in while a study is removed, and shortly after: what began to come before would lose its identity."""
+    going = or_(study.c.next_attempt_at.is_not(None), study.c.claimed_until > now)
+    if connection.scalar(select(exists().where(study.c.uid == uid, study.c.state == StudyState.REMOVED, going))):
+        raise StoreBusy("the study is being removed ([storage.keep_days]); send it again in some minutes")
 
 
 def image_came(connection: Connection, uid: str, *, purpose: Purpose, calling_ae: str, now: datetime) -> None:
@@ -95,12 +111,22 @@ def image_came(connection: Connection, uid: str, *, purpose: Purpose, calling_ae
 
     An image that was sent to be learned from never moves a study that was to be answered beyond `receiving`: filling the
     archive with old images re-answers nothing (promise 5).
+
+    Raises
+    ------
+    StoreBusy
+        The study is being removed; the sender tries again later.
     """
-    row = connection.execute(select(study.c.state, study.c.purpose).where(study.c.uid == uid).with_for_update()).one()
+    known = select(study.c.state, study.c.purpose).where(study.c.uid == uid)
+    row = connection.execute(known.with_for_update(key_share=True)).one()
     becomes_answer = purpose is Purpose.ANSWER and row.purpose != Purpose.ANSWER
     owner = {"purpose": purpose, "calling_ae": calling_ae} if becomes_answer else {}
     if row.state == StudyState.RECEIVING:
         connection.execute(update(study).where(study.c.uid == uid).values(last_at=now, **owner))
+    elif row.state == StudyState.REMOVED:
+        _refuse_while_removed(connection, uid, now=now)
+        afresh = {"purpose": purpose, "calling_ae": calling_ae, "last_at": now, "reason": SENT_AGAIN}
+        _new_round(connection, uid, now=now, where=study.c.state == StudyState.REMOVED, **afresh)
     elif purpose is Purpose.LEARN and row.purpose == Purpose.ANSWER:
         return
     elif row.state in IN_WORK:
@@ -113,6 +139,7 @@ def image_came(connection: Connection, uid: str, *, purpose: Purpose, calling_ae
 
 def image_came_again(connection: Connection, uid: str, *, purpose: Purpose, calling_ae: str, now: datetime) -> None:
     """Take note that a known image was sent again: only a study that so far was to be learned from is moved by it."""
+    _refuse_while_removed(connection, uid, now=now)
     known = connection.scalar(select(study.c.purpose).where(study.c.uid == uid))
     if purpose is Purpose.ANSWER and known == Purpose.LEARN:
         image_came(connection, uid, purpose=purpose, calling_ae=calling_ae, now=now)
@@ -135,17 +162,53 @@ def is_due_to_complete(*, quiet_s: float, max_wait_s: float, now: datetime) -> C
     return and_(study.c.state == StudyState.RECEIVING, or_(study.c.last_at <= now - quiet, waited))
 
 
-def complete(connection: Connection, due: ColumnElement[bool], *, now: datetime) -> int:
-    """Move every due study on: to `complete`, `learned` or `quarantined`."""
-    moved = 0
-    for row in connection.execute(select(study.c.uid, study.c.purpose).where(due)).all():
+def complete(connection: Connection, due: ColumnElement[bool], *, now: datetime) -> list[tuple[str, StudyState]]:
+    """Move every due study on, to `complete`, `learned` or `quarantined`, and give each with its new state."""
+    moved = []
+    quiet = select(study.c.uid, study.c.purpose, study.c.reason).where(due)
+    # Locked before it is looked at, or an image that is entered at this moment is neither seen here nor late; that study's
+    # receiver, or another replier, has it now, and it is due again in a moment.
+    for row in connection.execute(quiet.with_for_update(key_share=True, skip_locked=True)).all():
         holds, is_answer = _holds(connection, row.uid), row.purpose == Purpose.ANSWER
-        if _has_images(connection, row.uid) or (is_answer and holds == [Hold.MODALITY]):
+        if is_answer and row.reason == SENT_AGAIN and _was_answered(connection, row.uid):
+            state, reason = StudyState.DELIVERED, ""  # as if it had never been away: another model re-answers nothing
+        elif _has_images(connection, row.uid) or (is_answer and holds == [Hold.MODALITY]):
             state, reason = StudyState.COMPLETE if is_answer else StudyState.LEARNED, ""
         else:
             state, reason = StudyState.QUARANTINED, "every image is in the quarantine: " + (", ".join(holds) or "discarded")
-        moved += change(connection, row.uid, state, now=now, where=and_(due, study.c.purpose == row.purpose), reason=reason)
+        if change(connection, row.uid, state, now=now, where=and_(due, study.c.purpose == row.purpose), reason=reason):
+            moved.append((row.uid, state))
     return moved
+
+
+def is_due_to_remove(keep: Mapping[Purpose, timedelta], *, now: datetime) -> ColumnElement[bool]:
+    """Answered, expired or learned, longer ago than it is to be kept; nothing of it is on its way or may be wanted again."""
+    wanted = delivery.c.state != DeliveryState.SENT
+    ends = {Purpose.ANSWER: (StudyState.DELIVERED, StudyState.EXPIRED), Purpose.LEARN: (StudyState.LEARNED,)}
+    emptied = and_(study.c.state == StudyState.QUARANTINED, ~exists().where(held.c.study_uid == study.c.uid))
+    over = [
+        and_(study.c.purpose == purpose, study.c.last_at < now - limit, or_(study.c.state.in_(ends[purpose]), emptied))
+        for purpose, limit in keep.items()
+    ]
+    return and_(or_(*over), ~exists().where(delivery.c.study_uid == study.c.uid, wanted))
+
+
+def take_for_removal(connection: Connection, due: ColumnElement[bool] | None, *, now: datetime, limit: int) -> list[str]:
+    """Mark studies that are due as `removed`, and give them with those whose removal was cut short."""
+    cut_short = and_(study.c.state == StudyState.REMOVED, study.c.next_attempt_at.is_not(None))
+    again = list(connection.scalars(select(study.c.uid).where(cut_short).limit(limit)))
+    if due is None:
+        return again
+    oldest = connection.scalars(select(study.c.uid).where(due).order_by(study.c.last_at).limit(limit - len(again))).all()
+    mark = {"next_attempt_at": now, "reason": BEING_REMOVED}
+    return again + [uid for uid in oldest if change(connection, uid, StudyState.REMOVED, now=now, where=due, **mark)]
+
+
+def removed(connection: Connection, uid: str, *, now: datetime) -> None:
+    """Take the rows of a study's images out, and let it in again after a while."""
+    connection.execute(delete(instance).where(instance.c.study_uid == uid))
+    until = {"claimed_until": now + REFUSED_AFTER_REMOVAL, "reason": f"removed on {now:%Y-%m-%d}, as [storage.keep_days] says"}
+    change(connection, uid, StudyState.REMOVED, now=now, where=study.c.state == StudyState.REMOVED, **until)
 
 
 def is_due_to_expire(*, answer_within_h: float, now: datetime) -> ColumnElement[bool]:
@@ -155,11 +218,19 @@ def is_due_to_expire(*, answer_within_h: float, now: datetime) -> ColumnElement[
     return and_(study.c.last_at < now - timedelta(hours=answer_within_h), or_(study.c.state.in_(idle), abandoned))
 
 
-def expire(connection: Connection, due: ColumnElement[bool], *, now: datetime) -> int:
-    """Give up answering what is too old; only a person's request starts it again."""
+def expire(connection: Connection, due: ColumnElement[bool], *, now: datetime) -> list[str]:
+    """Give up answering what is too old, and name it; only a person's request starts it again."""
     uids = connection.scalars(select(study.c.uid).where(due)).all()
     reason = "not answered in time: `osteon reply study` answers it by hand"
-    return sum(change(connection, uid, StudyState.EXPIRED, now=now, where=due, reason=reason) for uid in uids)
+    return [uid for uid in uids if change(connection, uid, StudyState.EXPIRED, now=now, where=due, reason=reason)]
+
+
+def set_aside(connection: Connection, *, reason: str, now: datetime) -> int:
+    """Leave every study without a result to a person: the site was restored, and it may have been answered since."""
+    unanswered = (StudyState.RECEIVING, StudyState.COMPLETE, StudyState.INFERRING, StudyState.WAITING, StudyState.FAILED)
+    these = and_(study.c.purpose == Purpose.ANSWER, study.c.state.in_(unanswered))
+    uids = connection.scalars(select(study.c.uid).where(these)).all()
+    return sum(change(connection, uid, StudyState.EXPIRED, now=now, where=these, reason=reason) for uid in uids)
 
 
 # --- a replier works -----------------------------------------------------------------------------------------------------------
@@ -181,7 +252,7 @@ def claim(connection: Connection, *, claim_s: float, now: datetime) -> str | Non
     """Take the oldest claimable study for `claim_s` seconds; None when there is none."""
     free = is_claimable(now)
     oldest = select(study.c.uid, study.c.state, study.c.attempts).where(free).order_by(study.c.last_at, study.c.uid)
-    for row in connection.execute(oldest.limit(CLAIM_LOOK)).all():
+    for row in connection.execute(oldest.limit(CLAIM_LOOK).with_for_update(key_share=True, skip_locked=True)).all():
         uid: str = row.uid
         if row.state == StudyState.INFERRING and row.attempts >= ABANDONED_MAX:
             reason = f"a replier ended while it classified this study (attempt {row.attempts})"
@@ -213,7 +284,7 @@ def stop_inferring(
 ) -> None:
     """Give a claimed study back without a result, as `waiting` or `failed`; a late image opens a new round instead."""
     claimed = study.c.state == StudyState.INFERRING
-    if connection.scalar(select(study.c.late).where(study.c.uid == uid, claimed)):
+    if connection.scalar(select(study.c.late).where(study.c.uid == uid, claimed).with_for_update(key_share=True)):
         _new_round(connection, uid, now=now, where=claimed)
     else:
         change(connection, uid, state, now=now, where=claimed, reason=reason, next_attempt_at=next_attempt_at)
@@ -238,11 +309,14 @@ def reopen(connection: Connection, uid: str, *, now: datetime) -> None:
     NotToBeAnswered
         It was sent to be learned from, or there is no image outside the quarantine.
     """
-    row = connection.execute(select(study.c.state, study.c.purpose).where(study.c.uid == uid).with_for_update()).one_or_none()
+    known = select(study.c.state, study.c.purpose).where(study.c.uid == uid)
+    row = connection.execute(known.with_for_update(key_share=True)).one_or_none()
     if row is None:
         raise NotFound
     if row.purpose != Purpose.ANSWER:
         raise NotToBeAnswered
+    if row.state == StudyState.REMOVED:
+        raise NotToBeAnswered("its images were removed, as [storage.keep_days] says: send it again")
     if not _has_images(connection, uid) and _holds(connection, uid) != [Hold.MODALITY]:
         raise NotToBeAnswered("every image of this study is in the quarantine: see `osteon quarantine list`")
     connection.execute(update(study).where(study.c.uid == uid).values(last_at=now))
@@ -265,7 +339,7 @@ def deliver(connection: Connection, uid: str, *, now: datetime) -> None:
 def settle(connection: Connection, uid: str, *, now: datetime) -> None:
     """See whether a delivering study is through: all sent and nothing late, or late and nothing on its way any more."""
     delivering = study.c.state == StudyState.DELIVERING
-    late = connection.scalar(select(study.c.late).where(study.c.uid == uid, delivering).with_for_update())
+    late = connection.scalar(select(study.c.late).where(study.c.uid == uid, delivering).with_for_update(key_share=True))
     if late and not _has_deliveries(connection, uid, [DeliveryState.PENDING]):
         # also with a dead or held row: a destination that cannot be reached must not keep a new image from the others
         _new_round(connection, uid, now=now, where=delivering)
@@ -283,6 +357,21 @@ def _has_images(connection: Connection, uid: str) -> bool:
 def _holds(connection: Connection, uid: str) -> list[str]:
     """Reasons for which instances of the study are in the quarantine, each once, sorted."""
     return sorted(connection.scalars(select(held.c.reason).distinct().where(held.c.study_uid == uid)))
+
+
+def content(connection: Connection, uid: str) -> str:
+    """Digest what the study consists of; see `Studies.content`."""
+    belongs = held.c.reason.in_(HELD_AS_CONTENT), held.c.sop_uid != ""
+    uids = set(connection.scalars(select(instance.c.sop_uid).where(instance.c.study_uid == uid)))
+    uids |= set(connection.scalars(select(held.c.sop_uid).where(held.c.study_uid == uid, *belongs)))
+    return hashlib.sha256("\n".join(sorted(uids)).encode()).hexdigest()
+
+
+def _was_answered(connection: Connection, uid: str) -> bool:
+    """Say whether a destination has a result of exactly these images."""
+    its = and_(delivery.c.result_id == result.c.id, delivery.c.state == DeliveryState.SENT)
+    same = result.c.study_uid == uid, result.c.content_digest == content(connection, uid)
+    return bool(connection.scalar(select(exists().where(*same, its))))
 
 
 def _has_deliveries(connection: Connection, uid: str, states: Sequence[DeliveryState]) -> bool:

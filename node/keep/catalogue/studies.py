@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, exists, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, exists, func, or_, select, update
 
 from node.keep.catalogue import history, states
 from node.keep.catalogue.schema import delivery, held, instance, patient, study
+from node.keep.catalogue.schema import history as acts
 from node.keep.database import Database
 from node.keep.records import DeliveryState, Purpose, Study, StudyState
 
@@ -24,6 +24,8 @@ OPEN = (
     StudyState.FAILED,
 )
 """On their way to an answer."""
+REOPENED = "study reopened"
+"""In the history: a person asked for an answer."""
 
 
 class Studies:
@@ -58,12 +60,34 @@ class Studies:
         with self._database.read() as connection:
             return [_record(row) for row in connection.execute(_select().where(or_(*hits)).order_by(study.c.first_at))]
 
+    def uids(self) -> list[str]:
+        """Name every study, sorted."""
+        with self._database.read() as connection:
+            return list(connection.scalars(select(study.c.uid).order_by(study.c.uid)))
+
+    def remark(self, reason: str, uids: Collection[str]) -> None:
+        """Let exactly these studies carry `reason`, where they have no other to tell; their states stay as they are."""
+
+        def remark(connection: Connection) -> None:
+            for uid in set(connection.scalars(select(study.c.uid).where(study.c.reason == reason))) - set(uids):
+                connection.execute(update(study).where(study.c.uid == uid).values(reason=""))
+            for uid in sorted(uids):
+                connection.execute(update(study).where(study.c.uid == uid, study.c.reason == "").values(reason=reason))
+
+        self._database.write(remark)
+
     def by_state(self) -> dict[StudyState, int]:
         """Count the studies of each state, also of those that are empty."""
         with self._database.read() as connection:
             found = connection.execute(select(study.c.state, func.count()).group_by(study.c.state)).all()
         counts = {StudyState(state): count for state, count in found}
         return {state: counts.get(state, 0) for state in StudyState}
+
+    def count_since(self, since: datetime | None) -> int:
+        """Count the studies that first came after `since`; all of them without it."""
+        query = select(func.count()).select_from(study)
+        with self._database.read() as connection:
+            return connection.scalar(query if since is None else query.where(study.c.first_at > since)) or 0
 
     def oldest_open(self) -> Study | None:
         """Give the study that has waited longest on its way to an answer."""
@@ -72,11 +96,20 @@ class Studies:
             row = connection.execute(_select().where(*waiting).order_by(study.c.last_at, study.c.uid).limit(1)).one_or_none()
         return None if row is None else _record(row)
 
+    def asked_at(self, uid: str) -> datetime | None:
+        """Say since when a study wants its answer: its first image of this round, or a person's later request."""
+        requests = select(func.max(acts.c.at)).where(acts.c.what == REOPENED, acts.c.subject == uid)
+        with self._database.read() as connection:
+            times = connection.scalar(select(study.c.round_at).where(study.c.uid == uid)), connection.scalar(requests)
+        return max((at for at in times if at is not None), default=None)
+
     def recent_errors(self, limit: int = 10) -> list[tuple[datetime, str, str]]:
         """Give (when, study UID, why) of studies and deliveries that did not go on, newest first."""
         stuck = [DeliveryState.HELD, DeliveryState.DEAD]
         at = func.coalesce(delivery.c.tried_at, delivery.c.created_at, type_=delivery.c.tried_at.type)
-        of_studies = select(study.c.state_at, study.c.uid, study.c.reason).where(study.c.reason != "")
+        of_studies = select(study.c.state_at, study.c.uid, study.c.reason).where(
+            study.c.reason != "", study.c.state.not_in([StudyState.RECEIVING, StudyState.REMOVED])
+        )
         of_deliveries = select(at.label("at"), delivery.c.study_uid, delivery.c.destination, delivery.c.reason).where(
             or_(delivery.c.state.in_(stuck), delivery.c.reason != "")
         )
@@ -96,29 +129,30 @@ class Studies:
 
         Read it before the images: what comes in between then makes another content, never a lost one.
         """
-        belongs = held.c.reason.in_(states.HELD_AS_CONTENT), held.c.sop_uid != ""
         with self._database.read() as connection:
-            uids = set(connection.scalars(select(instance.c.sop_uid).where(instance.c.study_uid == uid)))
-            uids |= set(connection.scalars(select(held.c.sop_uid).where(held.c.study_uid == uid, *belongs)))
-        return hashlib.sha256("\n".join(sorted(uids)).encode()).hexdigest()
+            return states.content(connection, uid)
 
     # --- moving ------------------------------------------------------------------------------------------------------------
 
-    def complete_due(self, *, quiet_s: float, max_wait_s: float, now: datetime) -> int:
+    def complete_due(self, *, quiet_s: float, max_wait_s: float, now: datetime) -> list[tuple[str, StudyState]]:
         """Move on every study that was quiet for `quiet_s`, or whose first image of this round is `max_wait_s` old.
 
-        To `complete` (to be answered, also when the modality alone holds every image), `learned`, or `quarantined`.
+        To `complete` (to be answered, also when the modality alone holds every image), `learned`, or `quarantined`. Gives the UID
+        and the new state of each.
         """
         due = states.is_due_to_complete(quiet_s=quiet_s, max_wait_s=max_wait_s, now=now)
         if not self._database.has(due):
-            return 0
+            return []
         return self._database.write(lambda connection: states.complete(connection, due, now=now))
 
-    def expire_due(self, *, answer_within_h: float, now: datetime) -> int:
-        """Expire what waits for its answer longer than that, counted from the last image or request; call it before claiming."""
+    def expire_due(self, *, answer_within_h: float, now: datetime) -> list[str]:
+        """Expire what waits for its answer longer than that, counted from the last image or request; call it before claiming.
+
+        Gives the UIDs.
+        """
         due = states.is_due_to_expire(answer_within_h=answer_within_h, now=now)
         if not self._database.has(due):
-            return 0
+            return []
         return self._database.write(lambda connection: states.expire(connection, due, now=now))
 
     def wake_waiting(self, now: datetime) -> int:
@@ -156,6 +190,23 @@ class Studies:
             )
         )
 
+    def take_for_removal(self, keep: Mapping[Purpose, timedelta], *, now: datetime, limit: int) -> list[str]:
+        """Mark studies that were kept for long enough as `removed`; those whose removal was cut short are given again."""
+        cut_short = and_(study.c.state == StudyState.REMOVED, study.c.next_attempt_at.is_not(None))
+        due = states.is_due_to_remove(keep, now=now) if keep else None
+        if not self._database.has(cut_short if due is None else or_(cut_short, due)):
+            return []
+        return self._database.write(lambda connection: states.take_for_removal(connection, due, now=now, limit=limit))
+
+    def removed(self, uid: str, *, now: datetime) -> None:
+        """Note that images and identity of a study are gone; what is left of it is its row, with results and labels."""
+
+        def removed(connection: Connection) -> None:
+            states.removed(connection, uid, now=now)
+            history.note(connection, by="retention", what="study removed", subject=uid, reason="[storage.keep_days]", now=now)
+
+        self._database.write(removed)
+
     def reopen(self, uid: str, *, now: datetime, by: str = "", reason: str = "") -> None:
         """Queue a study for an answer by hand, whatever its age.
 
@@ -169,7 +220,7 @@ class Studies:
 
         def reopen(connection: Connection) -> None:
             states.reopen(connection, uid, now=now)
-            history.note(connection, by=by, what="study reopened", subject=uid, reason=reason, now=now)
+            history.note(connection, by=by, what=REOPENED, subject=uid, reason=reason, now=now)
 
         self._database.write(reopen)
 

@@ -1,0 +1,228 @@
+"""`osteon train` and `osteon schedule` as an operator uses them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from node.commands import check, serve
+from node.commands.init import init_site
+from node.commands.status import status as node_status
+from node.keep.catalogue import Catalogue
+from node.keep.records import Role
+from node.settings import load
+from training import machine, verbs
+
+NIGHTLY = {"name": "nightly", "cron": "30 2 * * *", "timezone": "America/New_York", "recipe": "phantom"}
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    return init_site(tmp_path / "site", schedule=[NIGHTLY])
+
+
+@pytest.fixture
+def catalogue(site: Path) -> Iterator[Catalogue]:
+    with Catalogue.open(load(site).storage.catalogue) as opened:
+        yield opened
+
+
+def train(*words: str, site: Path) -> Result:
+    return CliRunner().invoke(verbs.app, [*words, "--config", str(site)])
+
+
+def schedule(*words: str, site: Path) -> Result:
+    return CliRunner().invoke(verbs.schedule_app, [*words, "--config", str(site)])
+
+
+def status(site: Path) -> str:
+    app = typer.Typer()
+    app.command()(node_status)
+    return CliRunner().invoke(app, ["--config", str(site)]).stdout
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def begun(catalogue: Catalogue, run: int) -> None:
+    """Let this process be the trainer of a queued run."""
+    until = now() + timedelta(minutes=5)
+    leased = catalogue.runs.lease(devices="d", host=machine.host(), ready=lambda one: one.id == run, now=now(), until=until)
+    assert leased is not None
+    catalogue.runs.enter(run, leased.tries, machine.this_process(), until=until)
+    catalogue.runs.bind(run, leased.tries, f"run-{run}")
+
+
+def progress(site: Path, run: int, **told: object) -> None:
+    folder = load(site).storage.root / "runs" / f"run-{run}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "progress.json").write_text(json.dumps({"stage": "training", "done": 12, "total": 40} | told))
+
+
+def test_a_run_now_is_queued_and_the_operator_told_that_nobody_works_it_off(site: Path, catalogue: Catalogue) -> None:
+    done = schedule("run-now", "nightly", "--reason", "new labels", site=site)
+    assert done.exit_code == 0
+    assert "run 1 of nightly waits" in done.stdout
+    assert "No scheduler runs" in done.stdout
+    assert "No scheduler runs" in train("status", site=site).stdout
+    catalogue.roles.beat(Role("schedule", "here", 1, now()))
+    assert "No scheduler runs" not in train("status", site=site).stdout
+    assert [act.reason for act in catalogue.history.acts(subject="run 1")] == ["new labels"]
+
+
+def test_an_unknown_schedule_or_run_is_named_with_what_there_is(site: Path) -> None:
+    assert "there are: nightly" in str(schedule("run-now", "nightli", site=site).exception)
+    assert "osteon train list" in str(train("cancel", "7", "--reason", "x", site=site).exception)
+    assert "no run is under way" in str(train("watch", site=site).exception)
+
+
+def test_the_table_shows_what_runs_what_waits_and_what_came_of_the_last(site: Path, catalogue: Catalogue) -> None:
+    schedule("run-now", "nightly", site=site)
+    begun(catalogue, 1)
+    progress(site, 1, fit="fold 2", epoch=3, loss=0.4321, left_s=754)
+    catalogue.timings.see("nightly", "x", zone="UTC", named=("nightly",), now=now() - timedelta(hours=1))
+    catalogue.timings.queue("nightly", due_at=now(), kind="finetune", recipe="phantom", now=now())
+    table = train("status", site=site).stdout
+    assert "training 12 of 40, fold 2, epoch 3, loss 0.432, about 13 min left in this stage" in table
+    assert "queued" in table
+    assert "waits for its device set" in table
+    schedule("pause", "nightly", "--reason", "upgrade", site=site)
+    assert "its schedule is paused" in train("status", site=site).stdout
+    assert "PAUSED" in status(site)
+    catalogue.runs.done(1, 1, model_id="v1", decision="refuse", now=now())
+    table = train("status", site=site).stdout
+    assert "refuse, v1" in table
+    assert "PAUSED" in schedule("list", site=site).stdout
+    schedule("resume", "nightly", "--reason", "done", site=site)
+    assert "PAUSED" not in schedule("list", site=site).stdout
+    assert {act.reason for act in catalogue.history.acts(subject="schedule nightly")} == {"upgrade", "done"}
+
+
+def test_watching_ends_with_the_run_and_tells_by_its_exit_code(
+    site: Path, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it looks, the run moves on: the pause between two looks is the world's turn."""
+    for code, end in (
+        (0, lambda run: catalogue.runs.done(run, 1, model_id="v", decision="refuse", now=now())),
+        (2, lambda run: catalogue.runs.fail(run, 1, "the loss is nan", now=now())),
+        (
+            143,
+            lambda run: (catalogue.runs.cancel(run, by="dr", reason="no", now=now()), catalogue.runs.stop(run, 1, "", now=now())),
+        ),
+    ):
+        run = catalogue.runs.ask(kind="finetune", recipe="phantom", schedule="nightly", by="me", reason="", now=now()).id
+        world = iter(
+            [
+                lambda run=run: begun(catalogue, run),
+                lambda run=run: progress(site, run),
+                lambda run=run: progress(site, run, done=13, fit="fold 0", epoch=1, loss=0.5),
+                lambda run=run, end=end: end(run),
+            ]
+        )
+        monkeypatch.setattr("time.sleep", lambda _s, world=world: next(world)())
+        done = train("watch", site=site)
+        assert done.exit_code == code
+        assert "training 12 of 40\ntraining 13 of 40, fold 0, epoch 1, loss 0.500\n" in done.stdout
+        assert f"run {run} is " in done.stdout.splitlines()[-1]
+
+
+def test_status_shows_the_next_run_in_local_time_and_in_the_zone_of_the_schedule(
+    site: Path, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "nightly     next run not planned: no scheduler runs" in status(site)
+    catalogue.timings.see("nightly", "x", zone="America/New_York", named=("nightly",), now=now())
+    catalogue.timings.plan("nightly", datetime(2026, 12, 1, 7, 30, tzinfo=UTC))
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    import time
+
+    time.tzset()
+    try:
+        assert "next run 2026-12-01 02:30 EST (2026-12-01 08:30 CET here)" in status(site)
+        catalogue.timings.skip("nightly", due_at=now() + timedelta(hours=1), why="only 12 of 50 new studies", now=now())
+        assert "passed over: only 12 of 50 new studies" in status(site)
+        assert "passed over: only 12 of 50 new studies" in schedule("list", site=site).stdout
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_a_run_that_ended_without_a_decision_is_shown_with_its_reason(site: Path, catalogue: Catalogue) -> None:
+    schedule("run-now", "nightly", site=site)
+    begun(catalogue, 1)
+    catalogue.runs.fail(1, 1, "recipe phantom needs 5 labelled patients", now=now())
+    assert "has not come to a decision; it is failed (recipe phantom needs 5" in train("show", "run-1", site=site).stdout
+    assert "failed  recipe phantom needs 5" in train("list", site=site).stdout
+    assert "last run    failed" in status(site)
+
+
+def test_resuming_lets_go_of_a_trainer_that_was_killed_first(site: Path, catalogue: Catalogue) -> None:
+    dead = machine.Worker(machine.host(), machine.this_process().pid, "another start")
+    catalogue.runs.start(kind="finetune", recipe="phantom", devices="d", worker=dead, now=now(), until=now())
+    done = train("resume", "1", "--reason", "it was killed", site=site)
+    assert done.exit_code == 0, done.exception
+    assert catalogue.runs.get(1).state == "queued"
+
+
+def test_settings_named_before_the_verb_are_not_passed_over(site: Path) -> None:
+    done = CliRunner().invoke(verbs.schedule_app, ["--config", str(site), "pause", "nightly", "--reason", "which site?"])
+    assert done.exit_code == 2
+    assert "after the verb" in done.output
+
+
+def test_check_names_a_schedule_that_cannot_run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = load(init_site(tmp_path, schedule=[{**NIGHTLY, "recipe": "no_such"}]))
+    found = [(one.verdict, one.told) for one in check._schedules(site)]
+    assert [verdict for verdict, _ in found] == ["FAIL"]
+    assert "nightly: there is no recipe 'no_such'" in found[0][1]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    told = next(one.told for one in check._schedules(site))
+    assert "apscheduler, torch, torchvision is not installed" in told
+    assert "[[schedule]]" in told
+    monkeypatch.undo()
+    good = load(init_site(tmp_path / "good", schedule=[NIGHTLY]))
+    assert [(one.verdict, one.told) for one in check._schedules(good)] == [("ok", "nightly")]
+
+
+@pytest.mark.parametrize(("schedules", "missing", "roles"), [(1, False, 3), (0, False, 2), (1, True, 2)])
+def test_serve_runs_the_schedule_where_there_is_one_and_it_can_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedules: int, missing: bool, roles: int
+) -> None:
+    site = init_site(tmp_path, schedule=[NIGHTLY] * schedules)
+    if missing:
+        monkeypatch.setattr(serve, "missing_to_train", lambda: ["apscheduler"])
+    served: list[str] = []
+    monkeypatch.setattr("node.supervise.supervise", lambda children, stop: served.extend(one.name for one in children) or 0)
+    with pytest.raises(typer.Exit):
+        serve.serve(site)
+    assert served == ["receive", "reply", "schedule"][:roles]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"cron": "60 2 * * *"}, 'minute "60"'),
+        ({"cron": "0 2 30 2 *"}, "never comes"),
+        ({"every": "6h"}, "one of the two"),
+        ({"cron": ""}, "one of the two"),
+        ({"timezone": "Europe/Atlantis"}, "Europe/Atlantis"),
+        ({"timezone": "../etc/passwd"}, "no time zone"),
+        ({"kind": "pretrain"}, "finetune"),
+        ({"name": "12"}, "pattern"),
+        ({"when": {"new_studies": -1}}, "greater than"),
+        ({"when": {"quiet_hours": "7-19"}}, "22:00-06:00"),
+    ],
+)
+def test_a_wrong_schedule_is_named_with_its_line(tmp_path: Path, change: dict[str, object], says: str) -> None:
+    from node.errors import BadSettings
+
+    with pytest.raises(BadSettings, match="line ") as error:
+        init_site(tmp_path, schedule=[{**NIGHTLY, "name": "good"}, {**NIGHTLY, **change}])
+    assert "schedule.1" in str(error.value)
+    assert says in str(error.value)
