@@ -64,7 +64,7 @@ def every_command_that_is_named_exists() -> Iterator[str]:
     known = {words for words, _ in verbs()}
     groups = {words[:1] for words in known if len(words) > 1}
     for page in pages():
-        for named in re.findall(r"`osteon ([a-z]+(?: [a-z]+)?)", page.read_text("utf-8")):
+        for named in re.findall(r"`osteon ([a-z]+(?: [a-z][a-z-]*)?)", page.read_text("utf-8")):
             words = tuple(named.split())
             if words not in known and words[:1] not in known - groups and words not in groups:
                 yield f"{page.name}: `osteon {named}` does not exist"
@@ -191,6 +191,29 @@ def events() -> set[str]:
     return found
 
 
+def every_metric_is_in_the_handbook() -> Iterator[str]:
+    documented = set(re.findall(r"(?m)^\| `(osteon_\w+)`", HANDBOOK.read_text("utf-8")))
+    made = {name for tree in _sources() for name in _metrics(tree)}
+    yield from (f"operations.md: the metric {name} is not there" for name in sorted(made - documented))
+    yield from (f"operations.md: nothing makes the metric {name}" for name in sorted(documented - made))
+
+
+def _metrics(tree: ast.AST) -> Iterator[str]:
+    """Name the metrics of `Counter("osteon_…")` and its like, as they are shown."""
+    endings = {"Counter": "_total", "CounterMetricFamily": "_total", "Info": "_info"}
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.args and isinstance(call.args[0], ast.Constant):
+            if str(call.args[0].value).startswith("osteon_"):
+                yield str(call.args[0].value) + endings.get(call.func.id, "")
+
+
+def every_alert_is_in_the_handbook() -> Iterator[str]:
+    documented = set(re.findall(r"(?m)^\| `(Osteon\w+)` \|", HANDBOOK.read_text("utf-8")))
+    made = set(re.findall(r"(?m)^ +- alert: (\w+)$", (ROOT / "deploy/prometheus/alerts.yml").read_text("utf-8")))
+    yield from (f"operations.md: the alert {name} is not there" for name in sorted(made - documented))
+    yield from (f"operations.md: there is no alert {name}" for name in sorted(documented - made))
+
+
 def _sources() -> Iterator[ast.Module]:
     for package in ("node", "models", "training"):
         for path in sorted((ROOT / package).rglob("*.py")):
@@ -237,6 +260,8 @@ CLAIMS: tuple[Claim, ...] = (
     every_error_has_its_remedy,
     every_verb_is_in_the_handbook,
     every_log_line_is_in_the_handbook,
+    every_metric_is_in_the_handbook,
+    every_alert_is_in_the_handbook,
     nothing_names_a_machine,
 )
 
