@@ -68,12 +68,15 @@ def write_with(path: Path, writer: Callable[[BinaryIO], None], *, mode: int = 0o
 
 
 def touch(path: Path, *, mode: int = 0o600) -> None:
-    """Make an empty file for others to fill, or see that one can be written that is there."""
+    """Make an empty file for others to fill; one that is there is left alone.
+
+    It is not even opened: to close a file again would drop every lock that this process holds on it (fcntl(2)), SQLite's too.
+    """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        os.fchmod(descriptor, shared(path.parent, mode))
     except FileExistsError:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        return
+    os.fchmod(descriptor, shared(path.parent, mode))
     os.close(descriptor)
 
 

@@ -15,6 +15,7 @@ def receive(config: Config = DEFAULT_CONFIG) -> None:
     from models.errors import Retriable
     from node import daemon, logs, settings
     from node.metrics import figures
+    from node.metrics.certificates import Certificates
     from node.metrics.meters import ReceiveMeters, new_registry
     from node.metrics.serve import Health, Ready, serving
     from node.receive.association import Listener
@@ -28,6 +29,7 @@ def receive(config: Config = DEFAULT_CONFIG) -> None:
     with daemon.stop_on_signals() as stop:
         intake = Intake.open(site, meters=meters)
         registry.register(figures.of_reception(intake.catalogue))
+        registry.register(Certificates({"listener": site.node.tls.certificate}))
         listener = Listener(site.node, health.work("intake", intake.take_in), meters=meters)
 
         def ready() -> Ready:

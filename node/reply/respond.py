@@ -31,6 +31,7 @@ from node.keep.retention import Retention
 from node.keep.vault import StudyIdentity, Vault
 from node.logs import event, safe_message
 from node.metrics import disk, figures
+from node.metrics.certificates import Certificates
 from node.metrics.meters import CLASS, FAILED, ReplyMeters, new_registry
 from node.metrics.serve import STUCK_S, Health, Ready, serving
 from node.pseudonym import SiteKeys
@@ -390,6 +391,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
     stuck_s = max(STUCK_S, settings.inference.claim_s)  # one study may take as long
     names = [pacs.name for pacs in settings.pacs]
     with opened(settings, meters=ReplyMeters(registry, destinations=names)) as reply:
+        registry.register(Certificates({pacs.name: pacs.tls_certificate for pacs in settings.pacs if pacs.tls}))
         registry.register(figures.of_answers(reply.catalogue, destinations=names, answers=settings.inference.answers == "on"))
         broken: list[BaseException] = []
 

@@ -23,7 +23,7 @@ from node.keep import database as database_module
 from node.keep.catalogue import Catalogue
 from node.keep.catalogue.schema import HEAD, MIGRATIONS
 from node.keep.catalogue.schema import metadata as catalogue_tables
-from node.keep.database import Database, UTCTime, insert_if_absent, put_row
+from node.keep.database import Database, UTCTime, has_rows, insert_if_absent, put_row
 
 metadata = MetaData()
 thing = Table("thing", metadata, Column("id", Integer, primary_key=True), Column("value", Integer), Column("at", UTCTime))
@@ -284,6 +284,29 @@ def test_two_processes_that_make_one_catalogue_do_not_disturb_each_other(databas
     assert [process.wait(60) for process in processes] == [0, 0, 0]
     with Catalogue.open(database_url) as catalogue:
         assert catalogue.instances.count() == 0
+
+
+def test_a_second_look_at_a_file_takes_no_lock_from_the_first(tmp_path: Path) -> None:
+    """Closing any descriptor of a file drops every lock of the process on it (fcntl(2)).
+
+    Another process that then closes its last connection would take itself for the last of all and remove the log under us: what
+    was committed into it would be gone.
+    """
+    file = tmp_path / "things.db"
+    url = f"sqlite:///{file}"
+    first = Database.open(url, metadata)
+    first.write(add(1))
+    Database.open(url, metadata).close()
+    has_rows(url, thing)
+    assert _counted_by_another_process(file) == 1
+    first.write(add(2))
+    assert _counted_by_another_process(file) == 2
+    first.close()
+
+
+def _counted_by_another_process(file: Path) -> int:
+    code = "import sqlite3, sys; print(*sqlite3.connect(sys.argv[1]).execute('SELECT count(*) FROM thing').fetchone())"
+    return int(subprocess.run([sys.executable, "-c", code, str(file)], check=True, capture_output=True, text=True).stdout)
 
 
 def test_the_migrations_make_what_the_schema_says(database_url: str) -> None:

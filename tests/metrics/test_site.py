@@ -22,6 +22,7 @@ from urllib.parse import quote
 import pages
 import pytest
 import yaml
+from certificates import Authority
 from prometheus_client.samples import Sample
 from pydicom.uid import EnhancedSRStorage
 from roles import Role, running, send, until
@@ -75,9 +76,13 @@ def free_port() -> int:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Run a site through a little of everything: answered, sent again, held, refused, rejected, learned, a PACS that is away."""
     folder = tmp_path_factory.mktemp("watched")
+    authority = Authority(folder / "ca")
+    own = authority.issue("osteon")
+    tls = {"certificate": str(own.certificate), "key": str(own.key), "ca": str(authority.certificate), "port": 0}
     with Pacs(folder / "pacs", callers=["OSTEON"]) as pacs:
         config = init_site(
             folder / "site",
+            **{"node.tls": tls | {"keep_plain_port": True}},
             node={"port": 0, "callers": [{"ae_title": "SENDER", "networks": ["127.0.0.0/8"]}]},
             pacs=[
                 {"name": "main", "ae_title": pacs.ae_title, "host": "127.0.0.1", "port": pacs.port},
@@ -184,6 +189,11 @@ def test_training_runs_are_told_by_their_states(site: Site) -> None:
     assert pages.value(shown, "osteon_run_last_finished_timestamp_seconds", kind="pretrain") == 0
     due_in_s = pages.value(shown, "osteon_schedule_next_timestamp_seconds", schedule="nightly") - datetime.now(UTC).timestamp()
     assert 3000 < due_in_s < 3700
+
+
+def test_the_end_of_our_certificate_is_told(site: Site) -> None:
+    ends_at = pages.value(site.scrape()["receive"], "osteon_certificate_end_timestamp_seconds", certificate="listener")
+    assert 80 * 86400 < ends_at - datetime.now(UTC).timestamp() < 100 * 86400
 
 
 def test_the_newest_backup_is_told(site: Site) -> None:
