@@ -187,7 +187,9 @@ def events() -> set[str]:
                 continue
             name = call.func.id if isinstance(call.func, ast.Name) else getattr(call.func, "attr", "")
             if name in ("event", "say"):
-                found |= {one.value for one in ast.walk(call.args[1]) if isinstance(one, ast.Constant) and isinstance(one.value, str)}
+                found |= {
+                    one.value for one in ast.walk(call.args[1]) if isinstance(one, ast.Constant) and isinstance(one.value, str)
+                }
     return found
 
 
@@ -202,7 +204,12 @@ def _metrics(tree: ast.AST) -> Iterator[str]:
     """Name the metrics of `Counter("osteon_…")` and its like, as they are shown."""
     endings = {"Counter": "_total", "CounterMetricFamily": "_total", "Info": "_info"}
     for call in ast.walk(tree):
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.args and isinstance(call.args[0], ast.Constant):
+        if (
+            isinstance(call, ast.Call)
+            and isinstance(call.func, ast.Name)
+            and call.args
+            and isinstance(call.args[0], ast.Constant)
+        ):
             if str(call.args[0].value).startswith("osteon_"):
                 yield str(call.args[0].value) + endings.get(call.func.id, "")
 
