@@ -180,17 +180,18 @@ def every_log_line_is_in_the_handbook() -> Iterator[str]:
 
 def events() -> set[str]:
     """Name every event that is logged, wherever in the code: the texts in the second argument of `event` (or `say`)."""
-    found = set()
-    for tree in _sources():
-        for call in ast.walk(tree):
-            if not isinstance(call, ast.Call) or len(call.args) < 2:
-                continue
-            name = call.func.id if isinstance(call.func, ast.Name) else getattr(call.func, "attr", "")
-            if name in ("event", "say"):
-                found |= {
-                    one.value for one in ast.walk(call.args[1]) if isinstance(one, ast.Constant) and isinstance(one.value, str)
-                }
-    return found
+    told = [call.args[1] for tree in _sources() for call in _calls(tree, "event", "say") if len(call.args) > 1]
+    words = [one.value for text in told for one in ast.walk(text) if isinstance(one, ast.Constant)]
+    return {word for word in words if isinstance(word, str)}
+
+
+def _calls(tree: ast.AST, *names: str) -> Iterator[ast.Call]:
+    """Give the calls of these functions, whatever they hang on."""
+    yield from (call for call in ast.walk(tree) if isinstance(call, ast.Call) and _called(call) in names)
+
+
+def _called(call: ast.Call) -> str:
+    return call.func.id if isinstance(call.func, ast.Name) else getattr(call.func, "attr", "")
 
 
 def every_metric_is_in_the_handbook() -> Iterator[str]:
@@ -203,15 +204,10 @@ def every_metric_is_in_the_handbook() -> Iterator[str]:
 def _metrics(tree: ast.AST) -> Iterator[str]:
     """Name the metrics of `Counter("osteon_…")` and its like, as they are shown."""
     endings = {"Counter": "_total", "CounterMetricFamily": "_total", "Info": "_info"}
-    for call in ast.walk(tree):
-        if (
-            isinstance(call, ast.Call)
-            and isinstance(call.func, ast.Name)
-            and call.args
-            and isinstance(call.args[0], ast.Constant)
-        ):
-            if str(call.args[0].value).startswith("osteon_"):
-                yield str(call.args[0].value) + endings.get(call.func.id, "")
+    for call in _calls(tree, *endings, "Gauge", "GaugeMetricFamily", "Histogram"):
+        named = call.args[0] if call.args else None
+        if isinstance(named, ast.Constant) and str(named.value).startswith("osteon_"):
+            yield str(named.value) + endings.get(_called(call), "")
 
 
 def every_alert_is_in_the_handbook() -> Iterator[str]:
