@@ -53,16 +53,20 @@ def run(
 ) -> None:
     """Repeat `step` until `stop` is set; rest `pause_s` after a step that found nothing to do.
 
-    A `Retriable` error is logged and followed by a pause that doubles up to a minute; any other error ends the loop.
+    A `Retriable` error is logged and followed by a pause that doubles up to a minute; any other error ends the loop. One of the
+    heartbeat is logged, and no more.
     """
     from time import monotonic
 
     backoff_s, next_beat = BACKOFF_FIRST_S, 0.0
     while not stop.is_set():
-        try:
-            if monotonic() >= next_beat:
+        if monotonic() >= next_beat:
+            next_beat = monotonic() + heartbeat_s
+            try:
                 heartbeat()
-                next_beat = monotonic() + heartbeat_s
+            except Retriable as error:  # a sign of life that cannot be left keeps nobody from his work
+                event(log, "step put off", level=logging.WARNING, step="sign of life", error=str(error), again_in_s=heartbeat_s)
+        try:
             wait_s = 0.0 if step() else pause_s
             backoff_s = BACKOFF_FIRST_S
         except Retriable as error:

@@ -64,9 +64,9 @@ def _thread_died(what: threading.ExceptHookArgs) -> None:
 class _Lines(logging.Formatter):
     """One record as one line of JSON, or of text on a terminal."""
 
-    def __init__(self, *, as_json: bool) -> None:
+    def __init__(self, *, as_json: bool, role: str) -> None:
         super().__init__()
-        self.as_json = as_json
+        self.as_json, self.role = as_json, role
 
     def format(self, record: logging.LogRecord) -> str:
         fields = dict(getattr(record, _FIELDS, {}))
@@ -75,16 +75,19 @@ class _Lines(logging.Formatter):
         at = datetime.fromtimestamp(record.created, UTC)
         if self.as_json:
             line = {"at": at.isoformat(timespec="milliseconds"), "level": record.levelname.lower()}
-            return json.dumps(line | {"role": record.name, "event": record.getMessage()} | fields, default=str)
+            return json.dumps(
+                line | {"role": self.role or record.name.removeprefix("osteon."), "event": record.getMessage()} | fields,
+                default=str,
+            )
         told = " ".join(f"{name}={value}" for name, value in fields.items())
         return f"{at.astimezone():%H:%M:%S} {record.levelname.lower():7} {record.getMessage()}  {told}".rstrip()
 
 
-def configure(*, stream: TextIO | None = None, as_json: bool | None = None, level: int = logging.INFO) -> None:
-    """Send Osteon's log lines to `stream` (stdout) and silence the libraries that would log identities."""
+def configure(*, role: str = "", stream: TextIO | None = None, as_json: bool | None = None, level: int = logging.INFO) -> None:
+    """Send Osteon's log lines to `stream` (stdout) under the `role` of this process, and silence what would log identities."""
     out = sys.stdout if stream is None else stream
     handler = logging.StreamHandler(out)
-    handler.setFormatter(_Lines(as_json=not out.isatty() if as_json is None else as_json))
+    handler.setFormatter(_Lines(as_json=not out.isatty() if as_json is None else as_json, role=role))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.ERROR)

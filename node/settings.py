@@ -21,7 +21,7 @@ from zoneinfo import ZoneInfo
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from node import timetable
-from node.errors import BadKey, BadSettings
+from node.errors import BadKey, BadSettings, NotFound
 
 KEY_BYTES = 32
 SECRET_MAX = 1024
@@ -418,6 +418,24 @@ class Settings(_Piece):
     schedule: list[Schedule] = []
     metrics: Metrics = Metrics()
 
+    def schedule_named(self, name: str) -> Schedule:
+        """Give the schedule of this name.
+
+        Raises
+        ------
+        NotFound
+            With the names there are.
+        """
+        for one in self.schedule:
+            if one.name == name:
+                return one
+        there = ", ".join(one.name for one in self.schedule) or "none; ae_config.toml shows how to write one"
+        raise NotFound(f"there is no schedule {name!r}; there are: {there}")
+
+    def recipe_of(self, schedule: Schedule) -> str:
+        """Name the recipe of a schedule."""
+        return schedule.recipe or self.training.recipe
+
     @model_validator(mode="after")
     def _names_differ(self) -> Settings:
         for table, names in (("pacs", [one.name for one in self.pacs]), ("schedule", [one.name for one in self.schedule])):
@@ -643,15 +661,20 @@ def _credential(name: str) -> Path:
     return Path(folder) / name
 
 
-def keep_private(file: Path, what: str) -> None:
-    """Refuse a secret that others may read.
+def private_file(place: str, what: str) -> str:
+    """Give the path of a secret that a library reads by itself: a file, or `credential:NAME`.
 
     Raises
     ------
     BadKey
-        The file is open to its group or to everybody.
+        It is open to others, or systemd handed nothing over.
+    OSError
+        It is not there.
     """
-    _require_closed(file.stat(), str(file), what)
+    is_credential = place.startswith(CREDENTIAL)
+    file = _credential(place.removeprefix(CREDENTIAL)) if is_credential else Path(place)
+    _require_closed(file.stat(), place, what, is_credential=is_credential)
+    return str(file)
 
 
 def _require_closed(status: os.stat_result, told: str, what: str, *, is_credential: bool = False) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from node.errors import BadKey, BadSettings
-from node.settings import Pacs, Tls, keep_private
+from node.settings import Pacs, Tls, private_file
 
 CIPHERS = "@SECLEVEL=2:ECDHE+AESGCM:ECDHE+CHACHA20"
 """TLS 1.2 (RFC 9325 4.2); those of TLS 1.3 are all of this kind."""
@@ -158,8 +158,8 @@ def _present(context: ssl.SSLContext, certificate: str, key: str) -> None:
 
     own = certificates(certificate)[0]
     try:
-        keep_private(Path(key), "private key")
-        private = serialization.load_pem_private_key(_read(key), None)
+        file = private_file(key, "private key")
+        private = serialization.load_pem_private_key(_read(file), None)
     except TypeError:
         raise BadKey(
             f"{key}: the private key has a passphrase, and nobody is there to type it; `openssl pkey` removes it"
@@ -171,7 +171,7 @@ def _present(context: ssl.SSLContext, certificate: str, key: str) -> None:
     if private.public_key() != own.public_key():
         raise BadKey(f"{key}: the private key does not belong to {certificate}")
     try:
-        context.load_cert_chain(certificate, key)
+        context.load_cert_chain(certificate, file)
     except OSError as error:
         raise BadSettings(f"{certificate}: cannot be used ({told(error)})") from None
 

@@ -47,7 +47,7 @@ def train(config: Path, recipe: str = "", continued: str = "", leased: tuple[int
     """Run or continue one training run, or work on a leased one (its number and try), and print what it came to."""
     settings = load(config)
     console = Console(stderr=True)
-    logs.configure(stream=sys.stderr, level=logging.WARNING if console.is_terminal else logging.INFO)
+    logs.configure(role="train", stream=sys.stderr, level=logging.WARNING if console.is_terminal else logging.INFO)
     chosen = named(recipe or (_recipe_of(settings.storage.root / "runs", continued) if continued else settings.training.recipe))
     _prepare_process()
     from training import cycle

@@ -23,6 +23,7 @@ import json
 import logging
 import os
 import platform
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -236,7 +237,8 @@ class _Cycle:
                 durable.make_folder(folder)
                 if not runs.bind(here.run, here.tries, folder.name):
                     raise Stopped("the run was given to another trainer")
-                yield folder
+                with self._lease_kept(here):
+                    yield folder
         except (Stopped, KeyboardInterrupt, SystemExit) as error:
             runs.stop(here.run, here.tries, str(error) or "interrupted", now=self.now())
             raise
@@ -249,6 +251,24 @@ class _Cycle:
         except BaseException as error:
             runs.lose(here.run, here.tries, f"its trainer ended by {type(error).__name__}", now=self.now())
             raise
+
+    @contextmanager
+    def _lease_kept(self, here: Ticket) -> Iterator[None]:
+        """Move the deadline while one epoch takes longer than it: what ends the run is seen at the next epoch's end."""
+        over = threading.Event()
+
+        def keep() -> None:
+            while not over.wait(RENEW_S):
+                with suppress(Retriable):
+                    self.catalogue.runs.renew(here.run, here.tries, until=self.now() + machine.LEASE)
+
+        keeper = threading.Thread(target=keep, name="lease", daemon=True)
+        keeper.start()
+        try:
+            yield
+        finally:
+            over.set()
+            keeper.join()
 
     def _go_on(self) -> None:
         """Move the deadline now and then; end the run here when somebody wants it to end."""

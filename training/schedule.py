@@ -25,7 +25,6 @@ from apscheduler.triggers.cron import CronTrigger
 
 from models.errors import Retriable
 from node import timetable
-from node.errors import NotFound
 from node.keep.catalogue import Catalogue
 from node.keep.catalogue.states import FAR
 from node.keep.catalogue.timings import switch
@@ -122,7 +121,7 @@ class Timekeeper:
         """
         for name, schedule in self._schedules.items():
             try:
-                named(recipe_of(schedule, self._settings))
+                named(self._settings.recipe_of(schedule))
             except NoSuchRecipe as error:
                 self.troubles[name] = str(error)
                 event(log, "schedule left out", level=logging.ERROR, schedule=name, error=str(error))
@@ -192,7 +191,7 @@ class Timekeeper:
         due_at = times.newest(min(considered_at, now), now)
         if due_at is None:
             return
-        timings, recipe = self._catalogue.timings, recipe_of(schedule, self._settings)
+        timings, recipe = self._catalogue.timings, self._settings.recipe_of(schedule)
         paused = self._catalogue.roles.flag(switch(schedule.name)) == "paused"
         why = "the schedule is paused" if paused else self._lacks(schedule, recipe)
         if why:
@@ -219,31 +218,11 @@ class Timekeeper:
         return f"only {told} since {f'run {last.id} began' if last else 'the beginning'}"
 
 
-def recipe_of(schedule: Schedule, settings: Settings) -> str:
-    """Name the recipe of a schedule."""
-    return schedule.recipe or settings.training.recipe
-
-
 def definition_of(schedule: Schedule, settings: Settings) -> dict[str, str]:
     """Give what makes a schedule this one, whatever it is called."""
     zone = schedule.timezone or tzlocal.get_localzone_name() or "UTC"
     rhythm = {"cron": " ".join(schedule.cron.split()), "every": schedule.every, "timezone": zone}
-    return rhythm | {"kind": schedule.kind, "recipe": recipe_of(schedule, settings)}
-
-
-def find(settings: Settings, name: str) -> Schedule:
-    """Give the schedule of this name.
-
-    Raises
-    ------
-    NotFound
-        With the names there are.
-    """
-    for one in settings.schedule:
-        if one.name == name:
-            return one
-    there = ", ".join(one.name for one in settings.schedule) or "none; ae_config.toml shows how to write one"
-    raise NotFound(f"there is no schedule {name!r}; there are: {there}")
+    return rhythm | {"kind": schedule.kind, "recipe": settings.recipe_of(schedule)}
 
 
 def _times(definition: dict[str, str], since: datetime) -> Times:

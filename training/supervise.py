@@ -100,7 +100,9 @@ class Supervisor:
     def _environment(self) -> dict[str, str]:
         """Keep keys and vault from the trainer, where the environment holds them: it has no use for identities."""
         storage = self._settings.storage
-        places = (storage.site_key, storage.vault_key, storage.vault)
+        places = [storage.site_key, storage.vault_key, storage.vault]
+        places += [caller.passcode for caller in self._settings.node.callers]
+        places += [pacs.passcode for pacs in self._settings.pacs]
         keys = {place.removeprefix("env:") for place in places if place.startswith("env:")}
         return {name: value for name, value in os.environ.items() if name not in keys}
 

@@ -178,7 +178,7 @@ def run_role(context: typer.Context, config: Config = DEFAULT_CONFIG) -> None:
     from node.metrics.serve import Health, serving
 
     site = load(config)
-    logs.configure()
+    logs.configure(role="schedule")
     registry, health = new_registry(site.storage), Health()
     with daemon.stop_on_signals() as stop, _catalogue(site) as catalogue, _Role(site, config, catalogue) as role:
         registry.register(figures.of_training(catalogue))
@@ -191,18 +191,18 @@ def run_role(context: typer.Context, config: Config = DEFAULT_CONFIG) -> None:
 def list_schedules(config: Config = DEFAULT_CONFIG) -> None:
     """List the schedules: when each is due next, and what became of its last due time and its last run."""
     site = load(config)
-    for complaint in unfit(site):
+    for _is_error, complaint in unfit(site):
         typer.echo(complaint, err=True)
     if not site.schedule:
         typer.echo("no [[schedule]] in the settings; ae_config.toml shows how to write one")
     with _catalogue(site) as catalogue:
-        timings = catalogue.timings.all()
+        timings, alive = catalogue.timings.all(), _scheduler_lives(catalogue)
         for one in site.schedule:
             timing, last = timings.get(one.name), catalogue.runs.last_of(one.name)
             rhythm = f"cron {one.cron}" if one.cron else f"every {one.every}"
             paused = catalogue.roles.flag(f"schedule {one.name}") == "paused"
-            typer.echo(f"{one.name}  {rhythm}  {one.kind} {one.recipe or site.training.recipe}" + ("  PAUSED" if paused else ""))
-            typer.echo(f"  next      {_next(timing)}")
+            typer.echo(f"{one.name}  {rhythm}  {one.kind} {site.recipe_of(one)}" + ("  PAUSED" if paused else ""))
+            typer.echo(f"  next      {_next(timing, alive=alive)}")
             if timing is not None and timing.said and timing.said_at is not None:
                 typer.echo(f"  last due  {_at(timing.considered_at, timing.zone)}: {timing.said}")
             if last is not None:
@@ -212,12 +212,10 @@ def list_schedules(config: Config = DEFAULT_CONFIG) -> None:
 @schedule_app.command("run-now")
 def run_now(name: ScheduleName, reason: Reason = "by hand", config: Config = DEFAULT_CONFIG) -> None:
     """Queue a run of a schedule now, whatever its conditions, its quiet hours and a pause say."""
-    from training import schedule
-
     site = load(config)
-    one = schedule.find(site, name)
+    one = site.schedule_named(name)
     with _catalogue(site) as catalogue:
-        recipe = schedule.recipe_of(one, site)
+        recipe = site.recipe_of(one)
         row = catalogue.runs.ask(kind=one.kind, recipe=recipe, schedule=name, by=_login(), reason=reason, now=datetime.now(UTC))
         alive = _scheduler_lives(catalogue)
     typer.echo(f"run {row.id} of {name} waits for its device set; `osteon train watch {row.id}` follows it")
@@ -320,8 +318,8 @@ class _Watching:
             typer.echo(said)
 
 
-def unfit(site: Settings) -> Iterator[str]:
-    """Say what keeps a schedule of these settings from running here, for `osteon check`."""
+def unfit(site: Settings) -> Iterator[tuple[bool, str]]:
+    """Say what keeps a schedule of these settings from running here, and whether that is an error, for `osteon check`."""
     from importlib.util import find_spec
 
     from models.errors import OsteonError
@@ -332,15 +330,16 @@ def unfit(site: Settings) -> Iterator[str]:
         return
     missing = [name for name in ("apscheduler", "torch", "torchvision") if find_spec(name) is None]
     if missing:
-        told = "install the extra `cpu` or `gpu`, or take [[schedule]] out of the settings"
-        yield f"schedules cannot be run on this machine: {', '.join(missing)} is not installed; {told}"
+        told = "let another machine of this catalogue run them, or install the extra `cpu` or `gpu`"
+        yield False, f"schedules are not run on this machine: {', '.join(missing)} is not installed; {told}"
+        return
     if site.training.device == "cuda" and not machine.device_set("auto").endswith("gpu"):
-        yield '[training] device is "cuda", and this machine shows no NVIDIA GPU: set it to "auto" or "cpu"'
+        yield True, '[training] device is "cuda", and this machine shows no NVIDIA GPU: set it to "auto" or "cpu"'
     for one in site.schedule:
         try:
-            named(one.recipe or site.training.recipe)
+            named(site.recipe_of(one))
         except OsteonError as error:
-            yield f"{one.name}: {error}"
+            yield True, f"{one.name}: {error}"
 
 
 def _now() -> datetime:
@@ -363,10 +362,9 @@ def _catalogue(site: Settings) -> Catalogue:
 
 def _switch(config: Path, name: str, value: str, reason: str) -> None:
     from node.keep.catalogue.timings import switch
-    from training import schedule
 
     site = load(config)
-    schedule.find(site, name)
+    site.schedule_named(name)
     with _catalogue(site) as catalogue:
         catalogue.roles.set_flag(switch(name), value, by=_login(), reason=reason, now=_now())
 
@@ -430,8 +428,8 @@ def _waits_for(site: Settings, catalogue: Catalogue, row: Run) -> str:
     return "waits for its device set"
 
 
-def _next(timing: Timing | None) -> str:
-    if timing is None or timing.next_at is None:
+def _next(timing: Timing | None, *, alive: bool) -> str:
+    if timing is None or timing.next_at is None or not alive:
         return "not planned: no scheduler runs"
     return _at(timing.next_at, timing.zone)
 

@@ -8,7 +8,8 @@
 --
 --   owner      owns both databases: receives, replies, migrates, and runs every verb
 --   trainer    trains on another host: reads what training reads, keeps its runs, their timings and its sign of life, adds to the
---              history; writes no study, image, label, result, delivery or switch, and has no way into the vault's database
+--              history, pauses schedules; writes no study, image, label, result, delivery or other switch, and has no way into the
+--              vault's database
 
 \if :{?owner} \else \set owner osteon \endif
 \if :{?trainer} \else \set trainer osteon_trainer \endif
@@ -44,7 +45,7 @@ SELECT format('GRANT %s ON TABLE public.%I TO %I', allowed, name, :'trainer')
                ('study', 'SELECT'),
                ('instance', 'SELECT'),
                ('label', 'SELECT'),
-               ('flag', 'SELECT'),
+               ('flag', 'SELECT, INSERT, UPDATE, DELETE'),  -- of the rows below alone
                ('run', 'SELECT, INSERT, UPDATE'),
                ('timing', 'SELECT, INSERT, UPDATE, DELETE'),
                ('role', 'SELECT, INSERT, UPDATE, DELETE'),
@@ -54,6 +55,17 @@ SELECT format('GRANT %s ON TABLE public.%I TO %I', allowed, name, :'trainer')
 SELECT format('GRANT USAGE ON SEQUENCE public.%I TO %I', name, :'trainer')
   FROM unnest(ARRAY['run_id_seq', 'history_id_seq']) AS name
  WHERE to_regclass(format('public.%I', name)) IS NOT NULL \gexec
+
+-- Of the switches it reads all and writes those of the schedules: a renamed schedule keeps its pause.
+SELECT statement
+  FROM unnest(ARRAY[
+         'ALTER TABLE public.flag ENABLE ROW LEVEL SECURITY',
+         'DROP POLICY IF EXISTS osteon_trainer_reads ON public.flag',
+         'DROP POLICY IF EXISTS osteon_trainer_pauses ON public.flag',
+         format('CREATE POLICY osteon_trainer_reads ON public.flag FOR SELECT TO %I USING (true)', :'trainer'),
+         format('CREATE POLICY osteon_trainer_pauses ON public.flag TO %I USING (name LIKE %L) WITH CHECK (name LIKE %L)',
+                :'trainer', 'schedule %', 'schedule %')]) AS statement
+ WHERE to_regclass('public.flag') IS NOT NULL \gexec
 
 SELECT CASE WHEN to_regclass('public.study') IS NULL
             THEN 'no tables yet: start a role of Osteon as the owner (osteon check does), then run this once more'

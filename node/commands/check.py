@@ -279,6 +279,17 @@ def _tls(site: Settings) -> Iterator[Finding]:
             yield Finding(Verdict.WARN, "tls", f"plain DICOM is still taken on port {site.node.port}: keep_plain_port = true")
     elif site.node.callers and site.node.host not in LOOPBACK:
         yield Finding(Verdict.WARN, "tls", "off: whoever is on the network reads along; set [node.tls]")
+    yield from _ends(site)
+
+
+def _ends(site: Settings) -> Iterator[Finding]:
+    """Look at when authorities, revocation lists and what we present to each PACS end."""
+    from node import tls
+
+    settings = site.node.tls
+    for pacs in site.pacs:
+        if pacs.tls and pacs.tls_certificate not in ("", settings.certificate):
+            yield _until(tls.ends(pacs.tls_certificate), "tls", f"{pacs.tls_certificate}: presented to {pacs.name}")
     for file in sorted({settings.ca, *(pacs.tls_ca for pacs in site.pacs if pacs.tls)} - {""}):
         for authority in tls.certificates(file):
             yield _until(authority.not_valid_after_utc, "tls", f"{file}: an authority")
@@ -398,7 +409,7 @@ def _schedules(site: Settings) -> Iterator[Finding]:
     from importlib.metadata import entry_points
 
     complaints = [told for entry in entry_points(group="osteon.checks") for told in entry.load()(site)]
-    for told in complaints:
-        yield Finding(Verdict.FAIL, "schedule", told)
+    for is_error, told in complaints:
+        yield Finding(Verdict.FAIL if is_error else Verdict.WARN, "schedule", told)
     if site.schedule and not complaints:
         yield Finding(Verdict.OK, "schedule", ", ".join(one.name for one in site.schedule))

@@ -22,7 +22,7 @@ def receive(config: Config = DEFAULT_CONFIG) -> None:
     from node.receive.intake import Intake
 
     site = settings.load(config)
-    logs.configure()
+    logs.configure(role="receive")
     log = logging.getLogger("osteon.receive")
     registry, health = new_registry(site.storage), Health()
     meters = ReceiveMeters(registry, callers=[caller.ae_title for caller in site.node.callers])

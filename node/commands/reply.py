@@ -27,7 +27,7 @@ def run(context: typer.Context, config: Config = DEFAULT_CONFIG) -> None:
     from node.reply import respond
 
     site = settings.load(config)
-    logs.configure()
+    logs.configure(role="reply")
     with stop_on_signals() as stop:
         respond.run(site, stop)
 

@@ -21,7 +21,7 @@ def serve(config: Config = DEFAULT_CONFIG) -> None:
     from node.supervise import Child, supervise
 
     site = settings.load(config)
-    logs.configure()
+    logs.configure(role="serve")
     names = ["receive", "reply"]
     if site.schedule and missing_to_train():
         told = f"{', '.join(missing_to_train())} is not installed"

@@ -91,11 +91,14 @@ def _training(catalogue: Catalogue, site: Settings) -> list[str]:
     """Say what trains, when each schedule is due next, and what came of its last run; nothing where nothing ever trained."""
     from zoneinfo import ZoneInfo
 
-    lines, timings = [], catalogue.timings.all()
+    lines, timings, now = [], catalogue.timings.all(), datetime.now(UTC)
+    is_scheduled = any(
+        role.name == "schedule" and (now - role.seen_at).total_seconds() < SILENT_S for role in catalogue.roles.all()
+    )
     for one in site.schedule:
         timing = timings.get(one.name)
         following = "next run not planned: no scheduler runs"
-        if timing is not None and timing.next_at is not None:
+        if timing is not None and timing.next_at is not None and is_scheduled:
             following = f"next run {timing.next_at.astimezone(ZoneInfo(timing.zone)):%Y-%m-%d %H:%M %Z}"
             here = f"{timing.next_at.astimezone():%Y-%m-%d %H:%M %Z}"
             following += "" if here in following else f" ({here} here)"

@@ -77,6 +77,8 @@ _CALLED_UNKNOWN = (1, 1, 7, "called AE title not recognised")
 _NOT_ITS_USER = (1, 1, 1, "user identity missing or wrong")
 _TOO_MANY = (2, 3, 2, "local limit exceeded")
 _TOO_MANY_OF_CALLER = (2, 3, 2, "local limit exceeded: max_associations of this caller")
+NO_HANDSHAKE = "TLS handshake failed"
+"""Among the reasons of rejections: nothing was asked for yet."""
 _VERDICTS = (
     *(_NO_REASON, _CALLING_UNKNOWN, _NOT_ITS_CERTIFICATE, _CALLED_UNKNOWN, _NOT_ITS_USER),
     *(_TOO_MANY, _TOO_MANY_OF_CALLER),
@@ -100,7 +102,8 @@ class Listener:
         self.node = node
         self.meters = meters or ReceiveMeters()
         self.meters.expect(
-            reasons=[verdict[3] for verdict in _VERDICTS], statuses=[peer.status_text(code) for code in status.FAILURES]
+            reasons=[NO_HANDSHAKE, *(verdict[3] for verdict in _VERDICTS)],
+            statuses=[peer.status_text(code) for code in status.FAILURES],
         )
         self.meters.open.set_function(lambda: sum(one.is_established for one in self._admitted))
         self.port = self.tls_port = 0
@@ -165,6 +168,7 @@ class Listener:
             raise BadSettings(f"{named}: cannot listen on {where} ({error.strerror}); is it in use?") from None
         server = cast(_Server, made)
         server.context, server.waiting, server.opening_s = context, self._waiting, self._opening_s
+        server.meters = self.meters
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="listener", daemon=True)
         self._servers.append(server)
         self._threads.append(thread)
@@ -576,6 +580,7 @@ class _Server(ThreadedAssociationServer):
     daemon_threads = True
     context: ssl.SSLContext | None
     waiting: _Waiting
+    meters: ReceiveMeters
     opening_s: float
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -616,6 +621,7 @@ class _Server(ThreadedAssociationServer):
             reason = tls.told(error)
             if times := self._failures.times((address, reason)):
                 say(log, "TLS handshake failed", level=logging.WARNING, address=address, reason=reason, times=times)
+            self.meters.rejected(NO_HANDSHAKE)
             raise
 
     @staticmethod

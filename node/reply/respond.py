@@ -71,6 +71,8 @@ class Reply:
     model_since: datetime | None = None
     """When the loaded version was put into service."""
     last_error: str = ""
+    tidy_trouble: str = ""
+    """Why nothing was removed that `[storage.keep_days]` says; empty when it was, or nothing is due."""
     meters: ReplyMeters = field(default_factory=ReplyMeters)
     away: set[str] = field(default_factory=set)
     """Destinations whose last delivery was put off."""
@@ -327,8 +329,18 @@ class Reply:
     # --- what was kept for long enough -------------------------------------------------------------------------------------
 
     def tidy_step(self) -> bool:
-        """Remove some of what `[storage.keep_days]` says; True when there may be more."""
-        return self.retention.step(_now())
+        """Remove some of what `[storage.keep_days]` says; True when there may be more.
+
+        Trouble with it must not keep studies from their answers: it is told, and tried again in an hour.
+        """
+        try:
+            more = self.retention.step(_now())
+        except Exception as error:
+            self.tidy_trouble = safe_message(error) if not isinstance(error, OSError) else f"{error.strerror}: {error.filename}"
+            event(log, "nothing removed", level=logging.ERROR, error=self.tidy_trouble)
+            return False
+        self.tidy_trouble = ""
+        return more
 
     # --- who answers -------------------------------------------------------------------------------------------------------
 
@@ -361,6 +373,8 @@ class Reply:
             troubles.append(f"the databases have taken nothing for {silent_s:.0f} s")
         if self.model_trouble:
             troubles.append(f"the model in service does not work: {self.model_trouble}")
+        if self.tidy_trouble:
+            troubles.append(f"what [storage.keep_days] says is not removed: {self.tidy_trouble}")
         told = {
             "model": self.model.version if self.model else "",
             "waiting": "" if self.model or self.model_trouble else "no model is in service: studies to be answered wait",

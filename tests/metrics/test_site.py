@@ -251,12 +251,12 @@ def test_one_id_gives_the_whole_way_of_a_study(site: Site) -> None:
     lines = [line for line in site.events if line.get("study") == site.uid and line.get("destination") != "away"]
     way = [(line["role"], line["event"], line.get("outcome")) for line in lines]
     assert way == [
-        ("osteon.receive", "instance stored", "new"),
-        ("osteon.receive", "instance stored", "new"),
-        ("osteon.receive", "instance stored", "known"),
-        ("osteon.reply", "study complete", None),
-        ("osteon.reply", "study classified", None),
-        ("osteon.reply", "result delivered", None),
+        ("receive", "instance stored", "new"),
+        ("receive", "instance stored", "new"),
+        ("receive", "instance stored", "known"),
+        ("reply", "study complete", None),
+        ("reply", "study classified", None),
+        ("reply", "result delivered", None),
     ]
 
 
