@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from node.keep.catalogue import Catalogue
     from node.keep.custody import Custody
+    from node.keep.rotation import Rotation
     from node.settings import Storage
 
 app = typer.Typer(help="The sealed store of identities: verify it, change its key.", no_args_is_help=True)
@@ -126,7 +127,6 @@ def rotate(new_key: NewKey, reason: Reason, old_key: OldKey = "", config: Config
     """
     from node import settings
     from node.errors import BadKey
-    from node.keep import turns
     from node.keep.catalogue import Catalogue
     from node.keep.custody import require_old_key
     from node.keep.quarantine import Quarantine
@@ -137,21 +137,15 @@ def rotate(new_key: NewKey, reason: Reason, old_key: OldKey = "", config: Config
     new_place = settings.key_place(new_key, Path.cwd())
     old = settings.load_key(old_place)
     require_old_key(storage, old)
-    with Catalogue.open(storage.catalogue) as catalogue, turns.removing(storage.root) as mine:
-        _require_stopped(catalogue, mine)
+    with Catalogue.open(storage.catalogue) as catalogue:
+        _require_stopped(catalogue)
         new = _new_key(new_place)
         if new == settings.load_key(storage.site_key):
             raise BadKey("the new key is the site key: the vault needs a key of its own")
         with Rotation(storage.vault, Quarantine(storage.root / "quarantine", old), old=old, new=new) as rotation:
-            steps = rotation.count()
-            if not rotation.is_begun():
-                with _bar("opening everything with the old key", steps) as advance:
-                    rotation.require_all(advance)
-                catalogue.history.note(by=login(), what=BEGUN, subject=SUBJECT, reason=reason, now=datetime.now(UTC))
-                rotation.begin()
-            with _bar("sealing everything with the new key", steps) as advance:
-                rotation.reseal(advance)
-            rotation.finish()
+            is_begun = rotation.is_begun()
+            with _alone(storage.root):
+                _seal_anew(rotation, catalogue, reason, is_begun=is_begun)
         if catalogue.history.acts(subject=SUBJECT, limit=1)[0].what != DONE:
             catalogue.history.note(by=login(), what=DONE, subject=SUBJECT, reason=reason, now=datetime.now(UTC))
     typer.echo(_next(storage, old_place, new_place))
@@ -167,13 +161,36 @@ Next:
      as long as you keep them, and destroy it with the last of them."""
 
 
-def _require_stopped(catalogue: Catalogue, mine: bool) -> None:
-    """Refuse while a role that may hold the vault shows signs of life, and while a backup would copy rows of two keys."""
+def _seal_anew(rotation: Rotation, catalogue: Catalogue, reason: str, *, is_begun: bool) -> None:
+    """Do what is left of a rotation."""
+    steps = rotation.count()
+    if not is_begun:
+        with _bar("opening everything with the old key", steps) as advance:
+            rotation.require_all(advance)
+        catalogue.history.note(by=login(), what=BEGUN, subject=SUBJECT, reason=reason, now=datetime.now(UTC))
+        rotation.begin()
+    with _bar("sealing everything with the new key", steps) as advance:
+        rotation.reseal(advance)
+    rotation.finish()
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Refuse while a backup would copy rows of two keys."""
+    from node.errors import StillRunning
+    from node.keep import turns
+
+    with turns.removing(root) as mine:
+        if not mine:
+            raise StillRunning("a backup, or a look through the archive, is at work: wait for its end. Nothing was changed")
+        yield
+
+
+def _require_stopped(catalogue: Catalogue) -> None:
+    """Refuse while a role that may hold the vault shows signs of life."""
     from node.commands.status import SILENT_S
     from node.errors import StillRunning
 
-    if not mine:
-        raise StillRunning("a backup, or a look through the archive, is at work: wait until it has ended. Nothing was changed")
     now = datetime.now(UTC)
     alive = [role for role in catalogue.roles.all() if abs((now - role.seen_at).total_seconds()) < SILENT_S]
     if alive:

@@ -228,9 +228,9 @@ class Reply:
             return False
         started = monotonic()
         try:
-            outcome = self._give_up(claimed) if self._is_over(claimed) else self._send(claimed, pacs)
+            outcome, reason = self._give_up(claimed) if self._is_over(claimed) else self._send(claimed, pacs)
         except Exception as error:  # as in _classify: the row's next attempt moves ahead, the loop goes on
-            outcome = self._put_off(claimed, error)
+            outcome, reason = self._put_off(claimed, error)
         self.meters.delivered(pacs.name, outcome)
         (self.away.add if outcome is DeliveryState.PENDING else self.away.discard)(pacs.name)
         event(
@@ -240,12 +240,13 @@ class Reply:
             study=claimed.study_uid,
             destination=pacs.name,
             state=outcome,
+            **({"reason": reason} if reason else {}),
             ms=round(1000 * (monotonic() - started)),
         )
         return True
 
-    def _send(self, claimed: Delivery, pacs: Pacs) -> DeliveryState:
-        """Build the document the destination can take, note it, send it."""
+    def _send(self, claimed: Delivery, pacs: Pacs) -> tuple[DeliveryState, str]:
+        """Build the document the destination can take, note it, send it; give the new state, and why it is not sent."""
         result = self.catalogue.results.get(claimed.result_id)
         if result is None:
             raise NotFound(f"result {claimed.result_id} is gone from the catalogue")
@@ -260,13 +261,13 @@ class Reply:
                 build=partial(self._document, claimed, result, identity, images),
                 study=identity,
             )
-        except delivery.Held as reason:
-            self.catalogue.deliveries.hold(claimed.id, reason=str(reason), now=_now())
-            return DeliveryState.HELD
+        except delivery.Held as held:
+            self.catalogue.deliveries.hold(claimed.id, reason=str(held), now=_now())
+            return DeliveryState.HELD, str(held)
         self.catalogue.deliveries.sent(claimed.id, now=_now())
         if asked_at is not None and asked_at <= result.created_at:  # else it belongs to a later round than this result
             self.meters.answered(pacs.name, seconds=(_now() - asked_at).total_seconds())
-        return DeliveryState.SENT
+        return DeliveryState.SENT, ""
 
     def _document(
         self, claimed: Delivery, result: Result, identity: StudyIdentity, images: list[Identity], sop_class_uid: str
@@ -300,12 +301,12 @@ class Reply:
         longest = timedelta(hours=max(rules.give_up_h, within_h), seconds=2 * rules.retry_max_s)
         return claimed.created_at + longest < _now()
 
-    def _give_up(self, claimed: Delivery) -> DeliveryState:
+    def _give_up(self, claimed: Delivery) -> tuple[DeliveryState, str]:
         reason = "too old when its turn came: `osteon delivery retry` sends it"
         self.catalogue.deliveries.kill(claimed.id, reason=reason, now=_now())
-        return DeliveryState.DEAD
+        return DeliveryState.DEAD, reason
 
-    def _put_off(self, claimed: Delivery, error: Exception) -> DeliveryState:
+    def _put_off(self, claimed: Delivery, error: Exception) -> tuple[DeliveryState, str]:
         """Plan the next attempt of a delivery that failed, or give it up when its time is over."""
         reason = self._trouble(error)
         next_at = delivery.next_attempt(
@@ -313,9 +314,9 @@ class Reply:
         )
         if next_at is None:
             self.catalogue.deliveries.kill(claimed.id, reason=reason, now=_now())
-            return DeliveryState.DEAD
+            return DeliveryState.DEAD, reason
         self.catalogue.deliveries.retry_at(claimed.id, reason=reason, next_attempt_at=next_at, now=_now())
-        return DeliveryState.PENDING
+        return DeliveryState.PENDING, reason
 
     def _trouble(self, error: Exception) -> str:
         """Say what went wrong, and remember it with its time for `osteon status`."""

@@ -23,7 +23,7 @@ from node.commands import check
 from node.demo.pacs import Pacs
 from node.keep import backup, dump
 from node.keep.records import Hold, StudyState
-from node.keep.vault import TABLES
+from node.keep.vault import METADATA
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_a_restored_site_knows_what_the_lost_one_knew_is_reconciled_and_answers(
     assert new.answers(fresh[0]) == [fresh[0].PatientName]
     assert new.answers(answered[0]) == [answered[0].PatientName], "the answer of before, and no other"
     assert new.state(open_[0]) is StudyState.EXPIRED
-    new.osteon("reply", "study", open_[0].AccessionNumber)
+    new.osteon("reply", "study", open_[0].AccessionNumber, "--reason", "it was open")
     new.work()
     assert new.answers(open_[0]) == [open_[0].PatientName]
 
@@ -303,7 +303,7 @@ def test_a_restore_cut_short_anywhere_is_done_by_giving_it_again(
         patch.setattr(backup, "copy", copy_or_die)
         patch.setattr(Path, "unlink", unlink_or_die)
         with pytest.raises(Killed):
-            backup.restore(made, new.root, **urls(new), vault_tables=TABLES, by="it", now=datetime.now(UTC))
+            backup.restore(made, new.root, **urls(new), vault_tables=METADATA, by="it", now=datetime.now(UTC))
     assert "a restore was begun and not finished" in told_by_check(new)
     new.restore(made)
     assert not (new.root / backup.RESTORING).exists()

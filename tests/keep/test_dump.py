@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from node.keep import dump
 from node.keep.catalogue import Catalogue
 from node.keep.catalogue.schema import HEAD, MIGRATIONS, metadata, study
 from node.keep.database import Database, migrate
-from node.keep.records import Label, Purpose, Role
-from node.keep.vault import TABLES
+from node.keep.records import Label, Purpose, Role, Run, Worker
+from node.keep.vault import METADATA
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, 1, tzinfo=UTC)
 
@@ -36,10 +36,18 @@ def catalogue(catalogue_url: str) -> Iterator[Catalogue]:
         desk.hold("2", detail="naïve – “quoted”\n")
         opened.labels.put_all([Label("OST-1", "1", "", "ewing", "reader", "2026-03-01", "histology")], now=NOW, by="it")
         opened.instances.dropped([("BodyPartExamined", "a" * 32)], NOW)
-        opened.runs.add("finetune", "run", NOW)
+        begin(opened, "host cpu")
+        opened.timings.see("nightly", "{}", zone="UTC", named=("nightly",), now=NOW)
         opened.roles.beat(Role("reply", "host", 1, NOW, {"model": "v1"}))
         opened.roles.set_flag("answers", "paused", by="it", reason="", now=NOW)
         yield opened
+
+
+def begin(catalogue: Catalogue, devices: str) -> Run:
+    until = NOW + timedelta(minutes=5)
+    return catalogue.runs.start(
+        kind="finetune", recipe="phantom", devices=devices, worker=Worker("host", 1, "boot 1"), now=NOW, until=until
+    )
 
 
 def plain(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -69,18 +77,18 @@ def test_a_catalogue_comes_back_as_it_was_in_every_row(catalogue: Catalogue, dat
         desk.image("3")
         new = desk.answer("3")
         assert new.id > max(row["id"] for row in plain(first)["result"])
-        assert copy.runs.add("finetune", "next", NOW) == 2
+        assert begin(copy, "host cuda").id == 2
 
 
 def test_what_is_sealed_comes_back_byte_for_byte(database_url: str, tmp_path: Path) -> None:
-    source = Database.open(f"sqlite:///{tmp_path}/source/vault.db", TABLES)
+    source = Database.open(f"sqlite:///{tmp_path}/source/vault.db", METADATA)
     sealed = bytes(range(256))
-    studies = TABLES.tables["vault_studies"]
+    studies = METADATA.tables["vault_studies"]
     source.write(lambda connection: connection.execute(insert(studies).values(study_uid="1", sealed=sealed, changed_at=NOW)))
-    dump.write(source, TABLES, tmp_path / "vault.gz")
+    dump.write(source, METADATA, tmp_path / "vault.gz")
     source.close()
-    loaded(database_url, tmp_path / "vault.gz", TABLES, None)
-    target = Database.open(database_url, TABLES)
+    loaded(database_url, tmp_path / "vault.gz", METADATA, None)
+    target = Database.open(database_url, METADATA)
     with target.read() as connection:
         (row,) = connection.execute(select(studies)).all()
     target.close()

@@ -133,7 +133,7 @@ def test_no_wait_for_another_host_is_endless(postgresql: Cluster, url: str, monk
 
 
 def test_a_host_that_freezes_within_a_write_holds_nobody_for_ever(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database_module, "STATEMENT_S", 0.3)
+    monkeypatch.setattr(database_module, "STATEMENT_S", 1.5)
     with closing(Database.open(url, metadata)) as frozen, closing(Database.open(url, metadata)) as other:
         frozen.write(add(1))
         inside, go = threading.Event(), threading.Event()

@@ -298,6 +298,7 @@ def test_no_backup_holds_rows_of_two_keys(used: Path) -> None:
         before = everything(used.parent)
         with pytest.raises(StillRunning, match="a backup"):
             osteon("vault", "rotate", "--new-key", str(used.parent / "new.key"), "--reason", "x", site=used)
+        (used.parent / "new.key").unlink()  # made, and nothing is sealed with it
         assert everything(used.parent) == before
 
 

@@ -245,8 +245,8 @@ def test_a_row_moved_under_another_study_is_found(file_url: str, file: Path) -> 
 def test_a_vault_of_a_newer_version_is_left_alone(url: str) -> None:
     Vault.open(url, KEY).close()
     with closing(Database.open(url, MetaData())) as database:
-        newer = vault_module._META.c.name == "schema"
-        changed = update(vault_module._META).where(newer).values(sealed=b"2")
+        newer = vault_module.META.c.name == vault_module.SHAPE
+        changed = update(vault_module.META).where(newer).values(sealed=b"2")
         assert database.write(lambda connection: connection.execute(changed).rowcount) == 1
     with pytest.raises(Final, match="newer version of Osteon"):
         Vault.open(url, KEY)

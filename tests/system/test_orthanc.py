@@ -83,7 +83,7 @@ def test_an_unplugged_pacs_gets_its_result_once_it_is_back(tmp_path: Path, free_
         subprocess.run(
             [storescu, "-R", "-aet", "SENDER", "-aec", "OSTEON", "127.0.0.1", str(port), str(file)], check=True, timeout=60
         )
-        role.event("result not delivered")
+        assert "is it running and reachable?" in role.event("result not delivered")["reason"]
         with running_orthanc(tmp_path / "orthanc", callers={"OSTEON": port}, port=pacs_port) as orthanc:
             until(lambda: rest(orthanc.url, "/instances"), seconds=60, told="the report")
             role.event("result delivered")
