@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 
@@ -49,7 +50,9 @@ class _Running:
 
     def start(self) -> None:
         # A group of its own: Ctrl-C reaches the supervisor alone, whose SIGTERM would be the second signal, which ends at once.
-        self.process = subprocess.Popen(self.child.command, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent, process_group=0)
+        self.process = subprocess.Popen(
+            self.child.command, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent(), process_group=0
+        )
         self.started_at = monotonic()
         event(log, "role started", child=self.child.name, pid=self.process.pid)
 
@@ -70,10 +73,17 @@ class _Running:
         return code == EXIT_FINAL and not steady
 
 
-def die_with_parent() -> None:
-    """Ask Linux to terminate this child when the supervisor dies, however it dies (prctl(2))."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def die_with_parent() -> Callable[[], None]:
+    """Give what a child of this process does first: it asks Linux to be terminated when this one dies, however (prctl(2))."""
+    parent = os.getpid()
+
+    def ask() -> None:
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != parent:  # it died before it could be asked about: nothing would ever end this child
+                os._exit(1)
+
+    return ask
 
 
 def supervise(children: Sequence[Child], stop: threading.Event, *, poll_s: float = 0.2) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ from node.keep.archive import Archive
 from node.keep.catalogue import Catalogue
 from node.keep.records import Instance, Label, Purpose
 from node.settings import Settings, load
+from training.recipe import Gate, Recipe, named
 
 NOW = datetime(2026, 1, 17, 12, tzinfo=UTC)
 CLASSES = ("ewing_sarcoma", "acute_osteomyelitis")
+SMALLEST: Recipe = replace(named("phantom"), size_px=32, folds=3, epochs=2, batch=8, gate=Gate(draws=200))
+"""A recipe that makes a model in seconds."""
 
 
 def pid(patient: int) -> str:
@@ -92,11 +96,16 @@ def labelled_site(
 ) -> Path:
     """Make a site with `patients` labelled patients, every other one of each class, with one or two images."""
     site = init_site(folder, **sections)
+    fill(site, patients=patients, is_locked=is_locked)
+    return site
+
+
+def fill(site: Path, *, patients: int, is_locked: Callable[[int], bool] = lambda patient: False) -> None:
+    """Put labelled patients into a site."""
     for patient in range(patients):
         for instance in range(1, 2 + patient % 3 % 2):
             image = put(site, patient, instance=instance, kind=patient % 2, locked=is_locked(patient))
         say(site, image, CLASSES[patient % 2])
-    return site
 
 
 def settings_of(site: Path) -> Settings:

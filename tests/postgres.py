@@ -64,7 +64,7 @@ class Cluster:
         with log:
             self._process = subprocess.Popen(
                 [_program("postgres"), "-D", str(self.data), *options],
-                cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent, **self._as,
+                cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent(), **self._as,
             )  # fmt: skip
         deadline = monotonic() + READY_S
         while not self.answers():

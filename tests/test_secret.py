@@ -377,7 +377,7 @@ def test_the_pages_of_the_roles_name_no_patient(tmp_path: Path, temporary: Path,
 # --- what the commands print -----------------------------------------------------------------------------------------------
 
 
-def test_commands_name_no_patient(site: Path, temporary: Path) -> None:
+def test_commands_name_no_patient(site: Path, temporary: Path, tmp_path: Path) -> None:
     intake = Intake.open(settings.load(site))
     for one in (patient(1), _with(patient(2), BurnedInAnnotation="YES")):
         hand_in(intake, one)
@@ -386,7 +386,11 @@ def test_commands_name_no_patient(site: Path, temporary: Path) -> None:
     told = ""
     for words in (("status",), ("quarantine", "list"), ("quarantine", "show", held_id, "--no-picture"), ("delivery", "list")):
         done = subprocess.run(
-            [sys.executable, "-m", "node", *words, "--config", str(site)], capture_output=True, text=True, check=False
+            [sys.executable, "-m", "node", *words, "--config", str(site)],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,  # a picture is written where the person is
         )
         assert done.returncode == 0, done.stderr
         told += done.stdout + done.stderr

@@ -206,7 +206,7 @@ def _child(*words: str, config: Path, out: BinaryIO | None = None) -> Iterator[s
     """Run a command of osteon in a process group of its own, which ends with the block, and when we are killed."""
     command = [sys.executable, "-m", "node", *words, "--config", str(config)]
     child = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, preexec_fn=die_with_parent
+        command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, preexec_fn=die_with_parent()
     )
     try:
         yield child

@@ -6,19 +6,22 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import sleep
 
 import psutil
 import pytest
-from labelled import labelled_site
-from roles import Role, until
+from labelled import fill, labelled_site
+from roles import UNWATCHED, Role, hand_in, until
+from studies import study
 
 from models.registry import Registry
+from node.commands.init import init_site
 from node.keep.catalogue import Catalogue
 from node.keep.records import Run, RunState
+from node.receive.intake import Intake
 from node.settings import load
 from training import machine
 
@@ -120,6 +123,59 @@ def test_a_due_run_survives_the_kill_of_its_trainer_and_of_its_scheduler_and_end
             assert role.wait() == 0
         assert (folder(site, catalogue) / "fits" / "fold-0.json").stat().st_mtime_ns == fold, "what was done was not done again"
         assert Registry(load(site).storage.root / "models").versions() == [run.model_id]
+
+
+def living(*roles: Role) -> set[int]:
+    """Give the schedulers of these `serve` that run."""
+    lines = [line for role in roles for line in role.events if line["event"] == "role started" and line["child"] == "schedule"]
+    return {pid for line in lines if psutil.pid_exists(pid := line["pid"]) and psutil.Process(pid).status() != "zombie"}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_serve_killed_while_a_trainer_works_is_taken_up_by_the_next_one_and_the_trainer_with_it(
+    tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    """Killed when the run is queued, when its trainer starts, and when that trains: it is the same trainer to the end."""
+    callers = [{"ae_title": "SENDER", "networks": ["127.0.0.0/8"], "purpose": "learn"}]
+    config = init_site(tmp_path, node={"port": free_port(), "callers": callers}, metrics=UNWATCHED)
+    intake = Intake.open(load(config))
+    hand_in(intake, study(patient=100, images=1)[0])  # a vault that knows nobody is none to a receiver
+    intake.close()
+    fill(config, patients=24, is_locked=lambda patient: patient % 3 == 0)
+    config.write_text(config.read_text() + SCHEDULE)
+    served: list[Role] = []
+
+    def serve() -> Role:
+        served.append(Role("serve", "--config", str(config)))
+        return served[-1]
+
+    def told(event: str) -> list[dict[str, object]]:
+        """Give these log lines, whichever of them it was that had its scheduler write them on its way out."""
+        return [line for one in served for line in one.events if line["event"] == event]
+
+    with watched(config) as catalogue:
+        try:
+            for moment in ("run queued", "trainer started"):
+                role = serve()
+                until(lambda moment=moment: told(moment), seconds=120, told=moment)
+                role.process.kill()
+            role = serve()
+            first = working(catalogue, catalogue.runs.list()[0].tries)
+            assert first.worker is not None
+            until(lambda: (folder(config, catalogue) / "fits" / "fold-0.json").exists(), seconds=120)
+            role.process.kill()
+            serve()
+            run = until(lambda: (one := catalogue.runs.get(first.id)).finished_at and one, seconds=240)
+            assert (run.state, run.tries, run.losses) == (RunState.DONE, first.tries, 0)
+            until(lambda: len(living(*served)) == 1, seconds=60, told="one scheduler")
+            until(lambda: served[-1].process.poll() is None and not machine.lives(first.worker), seconds=60)
+        finally:
+            for role in served:
+                role.close()
+        assert len(catalogue.runs.list()) == len(told("run queued")) == len(told("trainer started")) == 1
+        assert Registry(load(config).storage.root / "models").versions() == [run.model_id]
+        assert not living(*served)
 
 
 @pytest.mark.long

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from killer import Killed
+from machines import other_modality
 from pydicom import dcmread
-from roles import UNWATCHED, hand_in, running, send, until
+from pydicom.dataset import FileDataset
+from roles import UNWATCHED, Role, hand_in, running, send, until
+from sqlalchemy import update
 from studies import study
 from tiny_model import promote_tiny
 
 from node import settings as site_settings
 from node.commands.init import init_site
 from node.demo.pacs import Pacs
-from node.keep.records import StudyState
-from node.receive.intake import Intake
+from node.keep.catalogue import Catalogue, schema
+from node.keep.records import DeliveryState, StudyState
+from node.receive.intake import Intake, Taken
 from node.reply import respond
 from node.settings import Settings
 
@@ -59,10 +67,23 @@ def answer_everything(settings: Settings) -> None:
             worked = reply.step()
             for pacs in settings.pacs:
                 worked = reply.deliver_step(pacs) or worked
-            open_states = set(reply.catalogue.studies.by_state()) - {StudyState.DELIVERED}
+            open_states = set(reply.catalogue.studies.by_state()) - {StudyState.DELIVERED, StudyState.REMOVED}
             return not worked and not any(reply.catalogue.studies.by_state()[state] for state in open_states)
 
         until(idle, seconds=60, told="all studies delivered")
+
+
+def assert_nothing_stuck(settings: Settings) -> None:
+    """Every study and every delivery is at its end, and nobody claims one; only time has passed since the kill."""
+    with Catalogue.open(settings.storage.catalogue) as catalogue:
+        counts = catalogue.studies.by_state()
+        assert counts[StudyState.DELIVERED] == sum(counts.values())
+        rows = catalogue.deliveries.list()
+        assert {(row.state, row.claimed_until) for row in rows} == {(DeliveryState.SENT, None)}
+        assert {found.claimed_until for uid in catalogue.studies.uids() if (found := catalogue.studies.get(uid))} == {None}
+        assert all(found.next_attempt_at is None for uid in catalogue.studies.uids() if (found := catalogue.studies.get(uid)))
+        assert catalogue.studies.claim(claim_s=1, now=datetime.now(UTC)) is None
+        assert catalogue.deliveries.claim(claim_s=1, now=datetime.now(UTC)) is None
 
 
 def test_a_replier_killed_before_any_step_still_leads_to_one_report(settings: tuple[Path, Settings], pacs: Pacs) -> None:
@@ -82,6 +103,7 @@ def test_a_replier_killed_before_any_step_still_leads_to_one_report(settings: tu
         killed = role.end()
         answer_everything(site)
         assert len(reports(pacs, images[0].StudyInstanceUID)) == 1, f"killed before step {step}"
+        assert_nothing_stuck(site)
         if not killed:
             break
     else:
@@ -90,7 +112,6 @@ def test_a_replier_killed_before_any_step_still_leads_to_one_report(settings: tu
 
 
 def _delivered(site: Settings, original_study_uid: str) -> bool:
-    from node.keep.catalogue import Catalogue
     from node.pseudonym import SiteKeys
 
     keys = SiteKeys.derive(site_settings.load_key(site.storage.site_key))
@@ -130,21 +151,128 @@ def test_a_receiver_killed_before_any_step_loses_nothing_it_acknowledged(setting
     assert step > 3, "the killer found no steps to kill at"
 
 
-def test_serve_starts_a_killed_role_again_and_ends_with_its_children(settings: tuple[Path, Settings], pacs: Pacs) -> None:
-    import os
-    import signal
-
+def test_serve_starts_a_killed_role_again(settings: tuple[Path, Settings], pacs: Pacs) -> None:
     config, site = settings
     with running("serve", config=config) as role:
-        first = until(lambda: [line for line in role.events if line["event"] == "role started"][:2] or None, seconds=60)
         role.event("listening")
-        victim = next(line for line in first if line["child"] == "receive")
-        os.kill(victim["pid"], signal.SIGKILL)
+        os.kill(started(role, "receive"), signal.SIGKILL)
         role.event("role ended")
         until(lambda: len([line for line in role.events if line["event"] == "listening"]) == 2, seconds=60)
-        images = study(patient=1)
-        assert send(images, port=site.node.port) == [0, 0]
-        until(lambda: len(reports(pacs, images[0].StudyInstanceUID)) == 1, seconds=60)
-        children = [line["pid"] for line in role.events if line["event"] == "role started"]
-        role.process.kill()
-        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), seconds=30, told="children gone")
+        image = study(patient=1, images=1)[0]
+        assert send([image], port=site.node.port) == [0]
+        until(lambda: len(reports(pacs, image.StudyInstanceUID)) == 1, seconds=60)
+
+
+@pytest.mark.long
+def test_serve_killed_at_any_moment_leaves_no_child_and_is_taken_up_by_the_next_one(
+    settings: tuple[Path, Settings], pacs: Pacs
+) -> None:
+    """While its roles start, when they listen, while an image is taken in, while a result is on its way, when it has arrived.
+
+    Each is started again at once, as an init system does, while the children of the one before may still be ending.
+    """
+    config, site = settings
+    pacs.delay_s = 0.5
+    acknowledged: list[FileDataset] = []
+    moments = ("role started", "listening", "instance stored", "study classified", "result delivered", "")
+    for number, moment in enumerate(moments):
+        image = study(patient=number + 1, images=1)[0]
+        with running("serve", config=config) as role:
+            sender = threading.Thread(target=_send_until_acknowledged, args=(image, site.node.port, acknowledged))
+            if moment == "role started":
+                role.event(moment)
+                role.process.kill()
+            sender.start()
+            if not moment:
+                sender.join(60)
+                until(lambda: all(_delivered(site, one.StudyInstanceUID) for one in acknowledged), seconds=60)
+                assert role.process.poll() is None
+            else:
+                if moment != "role started":
+                    role.event(moment)
+                    role.process.kill()
+                role.process.wait(30)
+                killed = [line["pid"] for line in role.events if line["event"] == "role started"]
+                with running("serve", config=config) as following:
+                    sender.join(60)
+                    until(lambda uid=image.StudyInstanceUID: _delivered(site, uid), seconds=60)
+                    until(lambda pids=killed: not any(map(_lives, pids)), seconds=30, told="children gone")
+                    assert following.process.poll() is None
+        assert not sender.is_alive()
+    assert len(acknowledged) == len(moments)
+    for image in acknowledged:
+        assert len(reports(pacs, image.StudyInstanceUID)) == 1
+    assert_nothing_stuck(site)
+
+
+def _send_until_acknowledged(image: FileDataset, port: int, acknowledged: list[FileDataset]) -> None:
+    until(lambda: send([image], port=port) == [0], seconds=60, told="acknowledged")
+    acknowledged.append(image)
+
+
+def started(role: Role, child: str) -> int:
+    """Give the process of a child."""
+    found = until(lambda: [one for one in role.events if one["event"] == "role started" and one["child"] == child])
+    return int(found[-1]["pid"])
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.long
+def test_a_replier_killed_before_any_step_of_a_removal_leaves_nothing_half_removed(
+    settings: tuple[Path, Settings], pacs: Pacs
+) -> None:
+    config, _ = settings
+    config.write_text(config.read_text().replace("answer = 0.0", "answer = 1.0").replace("quarantine = 0.0", "quarantine = 1.0"))
+    site = site_settings.load(config)
+    for step in range(STEPS_MAX):
+        images, held = study(patient=step + 1, images=2), other_modality(1000 + step)
+        intake = Intake.open(site)
+        taken = [hand_in(intake, image) for image in (*images, held)]
+        uid = intake.keys.uid(images[0].StudyInstanceUID)
+        intake.close()
+        assert taken == [Taken.NEW, Taken.NEW, Taken.HELD]
+        answer_everything(site)
+        let_days_pass(site, days=2)
+        role = Killed("reply", config, at=step, trigger="Studies.take_for_removal")
+
+        def settled(role: Killed = role, uid: str = uid) -> bool:
+            with Catalogue.open(site.storage.catalogue) as catalogue:
+                return role.dead() or (_state(catalogue, uid) is StudyState.REMOVED and not catalogue.instances.held())
+
+        until(settled, seconds=60)
+        killed = role.end()
+        with respond.opened(site) as reply:
+            while reply.tidy_step():
+                pass
+            assert _state(reply.catalogue, uid) is StudyState.REMOVED, f"killed before step {step}"
+            assert reply.catalogue.instances.of_study(uid) == []
+            assert reply.catalogue.instances.held() == []
+            assert reply.vault.known(uid) == frozenset()
+            assert len(reply.catalogue.results.of_study(uid)) == 1
+        assert list((site.storage.root / "archive").rglob("*.dcm")) == [], f"killed before step {step}"
+        assert list((site.storage.root / "quarantine").glob("*.sealed")) == [], f"killed before step {step}"
+        assert len(reports(pacs, images[0].StudyInstanceUID)) == 1
+        if not killed:
+            break
+    else:
+        pytest.fail("a removal has more steps than this test knows")
+    assert step > 5, "the killer found no steps to kill at"
+
+
+def _state(catalogue: Catalogue, uid: str) -> StudyState | None:
+    found = catalogue.studies.get(uid)
+    return found.state if found else None
+
+
+def let_days_pass(site: Settings, *, days: float) -> None:
+    """Make everything there so much older, in its rows."""
+    with Catalogue.open(site.storage.catalogue) as catalogue:
+        then = datetime.now(UTC) - timedelta(days=days)
+        catalogue.database.write(lambda connection: connection.execute(update(schema.study).values(last_at=then)))
+        catalogue.database.write(lambda connection: connection.execute(update(schema.held).values(held_at=then)))

@@ -77,3 +77,32 @@ with stop_on_signals() as stop:
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(30) == 0
     assert signals.read_text() == "1"
+
+
+def test_a_child_whose_supervisor_is_killed_while_it_starts_does_not_begin(tmp_path: Path) -> None:
+    """Linux tells a child of a death that comes after the child has asked to be told, and of no earlier one."""
+    child, began = tmp_path / "child", tmp_path / "began"
+    code = f"""
+import os, subprocess, sys, time
+from node.supervise import die_with_parent
+parent, ask = os.getpid(), die_with_parent()
+def late():
+    open({str(child)!r}, "w").write(f"{{os.getpid()}} ")
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    ask()
+subprocess.Popen([sys.executable, "-c", "open({str(began)!r}, 'w').close(); import time; time.sleep(600)"], preexec_fn=late)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code])
+    pid = int(until(lambda: child.exists() and child.read_text().endswith(" ") and child.read_text()))
+    process.kill()
+    process.wait(30)
+    until(lambda: not _lives(pid), told="the child has ended")
+    assert not began.exists()
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False

@@ -18,6 +18,7 @@ import onnxruntime
 import pytest
 import torch
 from labelled import NOW, labelled_site, pid, settings_of
+from labelled import SMALLEST as RECIPE
 from roles import until
 from typer.testing import CliRunner
 
@@ -31,10 +32,9 @@ from node.keep.records import RunState
 from training import checkpoint, cycle, machine, promote
 from training.corpus import CorpusChanged
 from training.finetune import Epoch
-from training.recipe import Gate, Recipe, named
+from training.recipe import Recipe
 from training.verbs import app
 
-RECIPE = replace(named("phantom"), size_px=32, folds=3, epochs=2, batch=8, gate=Gate(draws=200))
 IS_LOCKED = frozenset(range(0, 24, 3))
 
 
