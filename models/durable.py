@@ -109,9 +109,22 @@ def make_folder(folder: Path, *, mode: int | None = None, below: Path | None = N
             folder = folder.parent
         for each in reversed(missing):
             with suppress(FileExistsError):  # another process was faster; its fsync may still be to come, so ours follows
-                each.mkdir(shared(each.parent, 0o700) if mode is None else mode)  # setgid is passed on by the system
+                _mkdir(each, shared(each.parent, 0o700) if mode is None else mode)
             sync_folder(each.parent)
             _note_safe(each)
+
+
+def _mkdir(folder: Path, mode: int) -> None:
+    """Make a folder that its group may use as `mode` says, whatever the umask; setgid is passed on by the system.
+
+    A chmod afterwards would have to name setgid, which the units forbid. What another thread makes at this moment may be its
+    group's, too, never others'.
+    """
+    before = os.umask(0o007)
+    try:
+        folder.mkdir(mode)
+    finally:
+        os.umask(before)
 
 
 def sync_folder(folder: Path) -> None:

@@ -351,7 +351,11 @@ class _Cycle:
             cache.build(images, self.archive.read, threads=self.bound["threads"])
 
     def _freeze(self) -> dict[str, Any]:
-        chosen, left_out = corpus.choose(self.catalogue.instances.for_training(), self.catalogue.labels.all(), self.recipe)
+        images = self.catalogue.instances.for_training()
+        known = {image.sop_uid for image in images}
+        for cache in Cache.all(self.root / "cache"):  # [storage.keep_days] on the node does not reach a cache of another host
+            cache.blank_others(known)
+        chosen, left_out = corpus.choose(images, self.catalogue.labels.all(), self.recipe)
         self.progress.stage("decoding images", len(chosen))
         self.cache.build(
             [one.image for one in chosen],
@@ -843,7 +847,7 @@ class _Pulse:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Keep every other process from the run's folder, also one that the catalogue knows nothing of."""
-    (folder / "lock").touch(mode=0o600)
+    durable.touch(folder / "lock")  # where runs are shared, retention asks it as another user whether somebody works here
     with open(folder / "lock", "ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -172,12 +172,16 @@ def words_of(root: Path, run_id: int) -> Path:
 
 
 def torchrun(config: Path) -> Callable[[Run], Sequence[str]]:
-    """Give what makes the command of a trainer."""
+    """Give what makes the command of a trainer.
+
+    All of it is on this machine, whose name may be known to nobody, or stand for an address that the unit may not speak to.
+    """
 
     def command(run: Run) -> Sequence[str]:
         recipe = ("--recipe", run.recipe) if run.recipe else ("--run", run.folder)  # releases before 0.2 kept no recipe
         return (
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES[run.kind])),
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
+            *("--nproc-per-node", str(PROCESSES[run.kind])),
             *("-m", "training", "--config", str(config.resolve()), *recipe, "--row", str(run.id), "--try", str(run.tries)),
         )
 

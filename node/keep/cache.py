@@ -16,7 +16,8 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -36,6 +37,7 @@ NO_ROW = -1
 CHUNK = 32
 """Images decoded between two syncs: what a kill can cost."""
 BLANKED = "blanked"
+_NAME = re.compile(r"\d+px-[0-9a-f]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,9 @@ class Cache:
     def all(cls, folder: Path) -> list[Cache]:
         """Give the caches of every preprocessing below `folder`, to blank images in; only their size is known."""
         found = []
-        for each in sorted(folder.glob("*px-*")):
+        for each in sorted(folder.iterdir()) if folder.is_dir() else ():  # no glob, which passes over what it may not read
+            if not _NAME.fullmatch(each.name):
+                continue
             cache = cls(folder, Preprocessing(int(each.name.partition("px-")[0])))
             cache._place(each)
             found.append(cache)
@@ -138,6 +142,11 @@ class Cache:
                     os.fsync(file.fileno())
             self._note([Row(uid, "", NO_ROW, "", 0.0, 0.0, "", BLANKED) for uid in sorted(wanted)])
             return len(wanted)
+
+    def blank_others(self, sop_uids: Collection[str]) -> int:
+        """Blank every image but these, and give how many there were."""
+        others = [uid for uid in self._rows if uid not in sop_uids and self.get(uid)]
+        return self.blank(others) if others else 0
 
     @property
     def _row_bytes(self) -> int:
@@ -215,14 +224,16 @@ class Cache:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Be the only writer, start from what is on the disk, and cut off what an interrupted build left unnamed."""
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        durable.make_folder(self.folder)
+        for file in (self.folder / "lock", self._pixels, self._index):
+            durable.touch(file)  # where the cache is shared, the replier blanks in it as another user than the trainer
         with open(self.folder / "lock", "ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             lines = list(self._lines())
             self._rows = {line.sop_uid: line for line in lines}
             _cut(self._pixels, self._row_bytes * (1 + max((line.row for line in lines), default=NO_ROW)))
             text = b"".join(_line(line) for line in lines)
-            if self._index.is_file() and self._index.read_bytes() != text:
+            if self._index.read_bytes() != text:
                 durable.write(self._index, text, mode=0o600)  # a line that stayed could name the row that is written next
             yield
 

@@ -89,7 +89,10 @@ class Retention:
 
 def is_training(runs: Path) -> bool:
     """Say whether a training run is at work: it holds the lock of its folder, whoever started it."""
-    for lock in runs.glob("*/lock"):
+    for folder in runs.iterdir() if runs.is_dir() else ():  # no glob, which passes over what it may not read
+        lock = folder / "lock"
+        if not lock.is_file():
+            continue
         with open(lock, "rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -86,6 +86,21 @@ def test_the_trainer_has_neither_keys_nor_identities_nor_a_way_out(services: dic
     assert "archive:/srv/osteon/data/archive:ro" in services["schedule"]["volumes"]
 
 
+def test_the_health_checks_ask_where_the_roles_show_their_metrics(services: dict[str, dict[str, Any]]) -> None:
+    for name, config in (("receive", "ae_config.toml"), ("reply", "ae_config.toml"), ("schedule", "trainer.toml")):
+        metrics = load(DEPLOY / "compose" / config).metrics
+        assert services[name]["healthcheck"]["test"][-1] == str(getattr(metrics, f"{name}_port"))
+        assert metrics.host == "127.0.0.1", "the check asks loopback, inside the container"
+
+
+def test_the_replier_can_write_wherever_verbs_and_retention_do(services: dict[str, dict[str, Any]]) -> None:
+    mounted = {volume.split(":")[1]: volume.split(":")[2] for volume in services["reply"]["volumes"]}
+    data = ("", "/archive", "/quarantine", "/models", "/cache")
+    assert all(mounted[f"/srv/osteon/data{place}"] == "rw" for place in data)
+    assert mounted[load(DEPLOY / "compose" / "ae_config.toml").backup.folder] == "rw"
+    assert "hostname" in services["schedule"], "its runs are known by it after a start anew"
+
+
 def test_the_settings_of_the_compose_file_load_and_the_trainer_has_no_place_for_keys() -> None:
     node, trainer = load(DEPLOY / "compose" / "ae_config.toml"), load(DEPLOY / "compose" / "trainer.toml")
     assert node.storage.root == trainer.storage.root

@@ -70,7 +70,7 @@ def test_the_context_holds_what_a_wheel_is_built_from_and_no_data() -> None:
 
 def test_the_folders_of_the_images_have_the_modes_of_the_units() -> None:
     tmpfiles = (ROOT / "deploy" / "systemd" / "osteon.tmpfiles.conf").read_text()
-    wanted = dict(re.findall(r"(?m)^d (/srv/osteon/data/\S+) +(\d+)", tmpfiles))
+    wanted = dict(re.findall(r"(?m)^d (/srv/osteon/\S+) +(\d+)", tmpfiles))
     for file in FILES:
         made = {}
         for mode, paths in re.findall(r"install -d -m (\d+) -o \d+ -g \d+ ((?:/\S+ ?)+)", " ".join(of(file, "RUN"))):

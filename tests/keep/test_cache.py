@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import stat
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -135,6 +137,41 @@ def test_blanked_rows_are_zero_on_the_disk_and_forgotten(tmp_path: Path) -> None
     on_disk = np.fromfile(cache.folder / "pixels.u8", np.uint8).reshape(3, -1)
     assert [bool(row.any()) for row in on_disk] == [False, True, False]
     assert again.build([instance(1)], read) == 1
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_a_cache_in_a_shared_folder_can_be_blanked_by_the_group_and_one_in_a_private_one_by_its_owner_alone(
+    umask: int, tmp_path: Path
+) -> None:
+    """The trainer fills it, the replier blanks in it, and they are two users."""
+    before = os.umask(umask)
+    try:
+        for name, mode, wanted in (("shared", 0o2770, (0o2770, 0o660)), ("private", 0o700, (0o700, 0o600))):
+            (tmp_path / name).mkdir()
+            (tmp_path / name).chmod(mode)
+            cache = Cache(tmp_path / name, SPEC)
+            cache.build([instance(1), instance(2)], read)
+            cache.blank([instance(1).sop_uid])
+            found = {stat.S_IMODE(file.stat().st_mode) for file in cache.folder.iterdir()}
+            assert (stat.S_IMODE(cache.folder.stat().st_mode), found) == (wanted[0], {wanted[1]})
+    finally:
+        os.umask(before)
+
+
+def test_a_cache_that_may_not_be_read_is_no_empty_one(tmp_path: Path) -> None:
+    """Retention would believe that nothing is left."""
+    if os.geteuid() != 0:
+        pytest.skip("acting as another user needs root")
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    Cache(tmp_path / "cache", SPEC).build([instance(1)], read)
+    (tmp_path / "cache").chmod(0o700)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(PermissionError):
+            Cache.all(tmp_path / "cache")
+    finally:
+        os.seteuid(0)
 
 
 def test_another_preprocessing_has_rows_of_its_own(tmp_path: Path) -> None:

@@ -21,6 +21,12 @@ from roles import Role, send, until
 
 pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[2]
+EXTRAS = {
+    "node": {"onnxruntime"},
+    "cpu": {"onnxruntime", "torch", "apscheduler"},
+    "gpu": {"onnxruntime-gpu", "torch", "apscheduler"},
+    "postgres": {"psycopg"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +100,16 @@ def test_the_wheel_holds_the_packages_with_their_data_and_the_licences_and_nothi
     assert {Path(name).name for name in names if "/licenses/" in name} == {"LICENSE", "NOTICE"}
 
 
+def test_the_wheel_names_what_each_kind_of_machine_needs(built: tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(built[0]) as wheel:
+        (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+        told = wheel.read(name).decode()
+    extras = {extra: set(re.findall(rf'(?m)^Requires-Dist: ([\w-]+).*extra == "{extra}"', told)) for extra in EXTRAS}
+    assert set(re.findall(r"(?m)^Provides-Extra: (.+)$", told)) >= set(EXTRAS)
+    assert all(extras[extra] >= wanted for extra, wanted in EXTRAS.items()), extras
+    assert {"prometheus-client", "cryptography"} <= set(re.findall(r"(?m)^Requires-Dist: ([\w-]+)[^;\n]*$", told))
+
+
 def test_the_source_archive_holds_what_it_takes_to_deploy_and_no_tests(sources: Path, built: tuple[Path, Path]) -> None:
     with tarfile.open(built[1]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -118,7 +134,7 @@ def test_an_empty_environment_for_the_node_has_no_training_libraries(python: Pat
     )
     names = {package["name"].lower() for package in json.loads(listed.stdout)}
     assert {"osteon", "onnxruntime", "pynetdicom"} <= names
-    assert not [name for name in names if re.match(r"torch|faiss|nvidia|cuda|triton|apscheduler|scikit|scipy", name)]
+    assert not [name for name in names if re.match(r"torch|faiss|psycopg|nvidia|cuda|triton|apscheduler|scikit|scipy", name)]
 
 
 def test_what_is_installed_receives_archives_and_gives_its_status(python: Path, node: tuple[Path, Role]) -> None:

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ from models.errors import Final
 from models.registry import Registry
 from node.errors import NoSpace, NotFound, Occupied, WrongState
 from node.keep import frozen
+from node.keep.cache import Cache
 from node.keep.catalogue import Catalogue
-from node.keep.records import RunState
+from node.keep.records import Purpose, RunState
+from node.reply import completion
 from training import checkpoint, cycle, machine, promote
-from training.corpus import CorpusChanged
+from training.corpus import CorpusChanged, NotEnough
 from training.finetune import Epoch
 from training.recipe import Recipe
 from training.verbs import app
@@ -70,6 +73,25 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def first(site: Path) -> cycle.Outcome:
     return run(site)
+
+
+def test_what_the_node_removed_is_blanked_in_the_cache_of_a_host_that_only_trains(tmp_path: Path) -> None:
+    site = labelled_site(tmp_path, patients=2)
+    with pytest.raises(NotEnough):
+        run(site)
+    root = settings_of(site).storage.root
+    with Catalogue.open(settings_of(site).storage.catalogue) as catalogue:
+        first, *others = catalogue.instances.for_training()
+        completion.advance(catalogue, settings_of(site).completion, now=NOW + timedelta(days=1))
+        (uid, *_) = catalogue.studies.take_for_removal({Purpose.LEARN: timedelta(0)}, now=NOW + timedelta(days=2), limit=1)
+        gone = {image.sop_uid for image in (first, *others) if image.study_uid == uid}
+        catalogue.studies.removed(uid, now=NOW)
+    with pytest.raises(NotEnough):
+        run(site)
+    (cache,) = Cache.all(root / "cache")
+    left = {image.sop_uid for image in (first, *others) if cache.get(image.sop_uid)}
+    assert gone
+    assert left == {image.sop_uid for image in (first, *others)} - gone
 
 
 @pytest.fixture
