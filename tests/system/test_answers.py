@@ -324,9 +324,9 @@ def test_a_merged_patient_was_learned_from_under_either_number(world: World) -> 
     promote_tiny(world.models, corpus=(kept,))
     (image,) = study(patient=1, images=1, PatientID="GONE")
     world.send(image)
-    world.intake.catalogue.patients.merge(
-        world.intake.keys.pid("HOSPITAL", "GONE"), kept, named_by="a corpus", by="me", reason="x", now=datetime.now(UTC)
-    )
+    patients = world.intake.catalogue.patients
+    plan = patients.plan(world.intake.keys.pid("HOSPITAL", "GONE"), kept)
+    patients.merge(plan, named_by="a corpus", by="me", reason="x", now=datetime.now(UTC))
     world.work()
     result = world.reply.catalogue.results.latest(world.intake.keys.uid(image.StudyInstanceUID))
     assert result is not None

@@ -437,7 +437,9 @@ def test_a_witness_who_was_merged_with_somebody_learned_from_is_none_any_more(tm
         assert row is not None
         named_by = frozen.naming(root, {gone, kept})
         assert named_by == f"the corpus of run {row.folder}"
-        catalogue.patients.merge(gone, kept, named_by=named_by, by="someone", reason="HIS merge", now=NOW)
+        catalogue.patients.merge(
+            catalogue.patients.plan(gone, kept), named_by=named_by, by="someone", reason="HIS merge", now=NOW
+        )
     ended = run(site, run_id=row.folder)
     witnesses = set(read(ended, "predictions.json")[cycle.LOCKED]["patients"])
     assert witnesses == {pid(patient) for patient in IS_LOCKED} - {gone}

@@ -12,11 +12,14 @@ from datetime import datetime
 
 from sqlalchemy import Connection, select, update
 
-from node.errors import NotMergeable
+from node.errors import NotMergeable, StoreBusy
 from node.keep.catalogue import history
 from node.keep.catalogue.schema import instance, patient, study
-from node.keep.database import Database, insert_if_absent
+from node.keep.database import Database, insert_if_absent, one_at_a_time
 from node.keep.records import Person
+
+_PERSONS_LOCK = 0x05E1
+"""Key under which one process at a time says who is whom: a plan made beside another merge would undo it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,35 +70,42 @@ class Patients:
         with self._database.read() as connection:
             return _plan(connection, gone, kept)
 
-    def merge(self, gone: str, kept: str, *, named_by: str, by: str, reason: str, now: datetime) -> Merge:
-        """Make two patients one person, whose PatientID from now on is that of `kept`.
+    def merge(self, plan: Merge, *, named_by: str, by: str, reason: str, now: datetime) -> Merge:
+        """Make two patients one person, whose PatientID from now on is that of `plan.kept`.
 
         Parameters
         ----------
         named_by
-            The frozen corpora that name one of the person's pseudonyms, "" for none: such a person leaves the locked set. Where
+            The frozen corpora that name one of the plan's pseudonyms, "" for none: such a person leaves the locked set. Where
             there is none and one of them is locked, the person is.
 
         Raises
         ------
         NotMergeable
             As `plan`.
+        StoreBusy
+            The person has become another one since the plan: what `named_by` says may not hold. Nothing was changed.
         """
+        gone, kept = plan.gone, plan.kept
 
         def merge(connection: Connection) -> Merge:
-            plan = _plan(connection, gone, kept)
-            if plan.is_known:
-                return plan
-            locked = bool(plan.locked_before) and not named_by
-            for pid in sorted(plan.person.pseudonyms):
+            one_at_a_time(connection, _PERSONS_LOCK)
+            now_planned = _plan(connection, gone, kept)
+            if now_planned.person != plan.person:
+                raise StoreBusy("another merge changed one of these patients at this moment: run the same merge again")
+            if now_planned.is_known:
+                return now_planned
+            them = now_planned.person.pseudonyms
+            locked = bool(now_planned.locked_before) and not named_by
+            for pid in sorted(them):
                 insert_if_absent(connection, patient, pid=pid, person=pid, locked=locked, first_at=now)
-            them = patient.c.pid.in_(plan.person.pseudonyms)
-            connection.execute(update(patient).where(them).values(person=plan.person.survivor, locked=locked))
+            values = {"person": now_planned.person.survivor, "locked": locked}
+            connection.execute(update(patient).where(patient.c.pid.in_(them)).values(values))
             for subject in (gone, kept):
                 told = f"{gone} into {kept}: {reason}"
                 history.note(connection, by=by, what="patients merged", subject=subject, reason=told, now=now)
-            _note_lock(connection, plan.person.pseudonyms, plan.locked_before, locked, named_by, by=by, now=now)
-            return plan
+            _note_lock(connection, them, now_planned.locked_before, locked, named_by, by=by, now=now)
+            return now_planned
 
         return self._database.write(merge)
 
@@ -112,6 +122,7 @@ class Patients:
         """
 
         def reassign(connection: Connection) -> None:
+            one_at_a_time(connection, _PERSONS_LOCK)
             before = connection.scalar(select(study.c.pid).where(study.c.uid == study_uid))
             insert_if_absent(connection, patient, pid=pid, person=pid, locked=locked, first_at=now)
             connection.execute(update(study).where(study.c.uid == study_uid).values(pid=pid))
