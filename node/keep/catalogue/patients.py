@@ -18,7 +18,7 @@ from node.keep.catalogue.schema import instance, patient, study
 from node.keep.database import Database, insert_if_absent, one_at_a_time
 from node.keep.records import Person
 
-_PERSONS_LOCK = 0x05E1
+PERSONS_LOCK = 0x05E1
 """Key under which one process at a time says who is whom: a plan made beside another merge would undo it."""
 
 
@@ -89,7 +89,7 @@ class Patients:
         gone, kept = plan.gone, plan.kept
 
         def merge(connection: Connection) -> Merge:
-            one_at_a_time(connection, _PERSONS_LOCK)
+            one_at_a_time(connection, PERSONS_LOCK)
             now_planned = _plan(connection, gone, kept)
             if now_planned.person != plan.person:
                 raise StoreBusy("another merge changed one of these patients at this moment: run the same merge again")
@@ -109,34 +109,14 @@ class Patients:
 
         return self._database.write(merge)
 
-    def reassign(self, study_uid: str, pid: str, *, locked: bool, named_by: str, by: str, reason: str, now: datetime) -> None:
-        """Enter a study and its images under another patient, because it was sent under a wrong one. No file moves.
+    def free(self, pid: str, *, named_by: str, by: str, now: datetime) -> None:
+        """Take a person out of the locked set, because a frozen corpus names one of the pseudonyms; who is not in it stays."""
 
-        Parameters
-        ----------
-        locked
-            Whether the patient belongs to the locked set, should it never have been seen before.
-        named_by
-            The frozen corpora that name the earlier patient, "" for none: the images may have trained, so the later one leaves
-            the locked set.
-        """
+        def free_all(connection: Connection) -> None:
+            one_at_a_time(connection, PERSONS_LOCK)
+            free(connection, person(connection, pid).pseudonyms, named_by=named_by, by=by, now=now)
 
-        def reassign(connection: Connection) -> None:
-            one_at_a_time(connection, _PERSONS_LOCK)
-            before = connection.scalar(select(study.c.pid).where(study.c.uid == study_uid))
-            insert_if_absent(connection, patient, pid=pid, person=pid, locked=locked, first_at=now)
-            connection.execute(update(study).where(study.c.uid == study_uid).values(pid=pid))
-            connection.execute(update(instance).where(instance.c.study_uid == study_uid).values(pid=pid))
-            told = f"from {before} to {pid}: {reason}"
-            for subject in (study_uid, str(before), pid):
-                history.note(connection, by=by, what="study given to another patient", subject=subject, reason=told, now=now)
-            them = person(connection, pid).pseudonyms
-            was_locked = _locked(connection, them)
-            if named_by and was_locked:
-                connection.execute(update(patient).where(patient.c.pid.in_(them)).values(locked=False))
-                _note_lock(connection, them, was_locked, False, named_by, by=by, now=now)
-
-        self._database.write(reassign)
+        self._database.write(free_all)
 
 
 def person(connection: Connection, pid: str) -> Person:
@@ -148,6 +128,14 @@ def person(connection: Connection, pid: str) -> Person:
 def is_same_person(connection: Connection, one: str, other: str) -> bool:
     """Say whether two pseudonyms belong to one person."""
     return one == other or other in person(connection, one).pseudonyms
+
+
+def free(connection: Connection, pids: frozenset[str], *, named_by: str, by: str, now: datetime) -> None:
+    """Take these pseudonyms of one person out of the locked set, where frozen corpora name the person."""
+    was_locked = _locked(connection, pids)
+    if named_by and was_locked:
+        connection.execute(update(patient).where(patient.c.pid.in_(pids)).values(locked=False))
+        _note_lock(connection, pids, was_locked, False, named_by, by=by, now=now)
 
 
 def _plan(connection: Connection, gone: str, kept: str) -> Merge:
