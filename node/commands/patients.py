@@ -119,14 +119,20 @@ def _plan(site: Settings, catalogue: Catalogue, pair: Pair) -> tuple[Merge, str]
     from node.keep import frozen
 
     plan = catalogue.patients.plan(pair.gone, pair.kept)
-    return plan, frozen.naming(site.storage.root, plan.person.pseudonyms)
+    return plan, frozen.naming(catalogue, site.storage.root, plan.person.pseudonyms)
 
 
 def _merge(site: Settings, stores: Custody, pair: Pair, reason: str) -> None:
     """Make one merge, planned anew: a line before it may have made another person of these two."""
+    from node.keep import frozen
+
     plan, named_by = _plan(site, stores.catalogue, pair)
     typer.echo("\n".join(_told(plan, named_by)))
-    done = stores.catalogue.patients.merge(plan, named_by=named_by, by=login(), reason=reason, now=datetime.now(UTC))
+    patients, now = stores.catalogue.patients, datetime.now(UTC)
+    done = patients.merge(plan, named_by=named_by, by=login(), reason=reason, now=now)
+    # a run that froze its lists between the look and the merge did not see the lock, nor the look the lists
+    named_after = frozen.naming(stores.catalogue, site.storage.root, done.person.pseudonyms)
+    patients.free(done.person.survivor, named_by=named_after, by=login(), now=now)
     typer.echo(_correct_identities(stores, done))
 
 

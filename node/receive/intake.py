@@ -314,13 +314,20 @@ class Intake:
         """
         new, patients = right.instance, self.catalogue.patients
         before = patients.whose(new.study_uid) or wrong_pid
-        named_by = frozen.naming(self.settings.storage.root, patients.person(before).pseudonyms)
+        named_by = self._learned_from(before)
         self._require_fit(right)
         self.vault.hand_over([new.study_uid], right.identity, now=_now())
         is_locked = self.keys.is_locked(new.pid, self.settings.training.locked)
         self.catalogue.studies.reassign(
             new.study_uid, new.pid, locked=is_locked, named_by=named_by, by=by, reason=reason, now=_now()
         )
+        # a run that froze its lists between the look and the change did not see the lock, nor the look the lists
+        patients.free(new.pid, named_by=self._learned_from(before), by=by, now=_now())
+
+    def _learned_from(self, pid: str) -> str:
+        """Say which frozen corpora name a patient, under any pseudonym; "" for none."""
+        catalogue = self.catalogue
+        return frozen.naming(catalogue, self.settings.storage.root, catalogue.patients.person(pid).pseudonyms)
 
     def _require_fit(self, found: Pseudonymised) -> None:
         """Hold now what would be held for more than its patient once it is taken in; nothing of it stays."""

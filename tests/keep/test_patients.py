@@ -40,7 +40,7 @@ from node.keep.cache import Cache
 from node.keep.catalogue import Catalogue, patients
 from node.keep.catalogue.patients import Merge
 from node.keep.catalogue.schema import MIGRATIONS
-from node.keep.records import Instance, Person, Purpose
+from node.keep.records import Instance, Person, Purpose, Run, Worker
 from node.receive.intake import Intake, Taken
 from training import corpus
 from training.recipe import named
@@ -428,24 +428,91 @@ def test_days_of_one_number_are_not_compared_with_dates_of_the_other(tmp_path: P
     assert lists.left_out["first treatment known under another number of the patient"] == 1
 
 
-def test_what_a_run_or_a_version_froze_is_found(tmp_path: Path) -> None:
+def test_what_a_run_or_a_version_froze_is_found(tmp_path: Path, catalogue: Catalogue) -> None:
     root = tmp_path
     (root / "runs" / "one").mkdir(parents=True)
     lists = {"training": [{"pid": A}], "locked": [{"pid": B}], "left_out": {}}
     (root / "runs" / "one" / "corpus.json").write_text(json.dumps(lists))
-    assert frozen.naming(root, {A, C}) == "the corpus of run one"
-    assert frozen.naming(root, {B, C}) == ""
+    assert frozen.naming(catalogue, root, {A, C}) == "the corpus of run one"
+    assert frozen.naming(catalogue, root, {B, C}) == ""
     (root / "runs" / "two").mkdir()
     (root / "runs" / "two" / "corpus.json").write_text("{")
-    assert frozen.naming(root, {C}) == "the corpus of run two (damaged: it may name anybody)"
+    assert frozen.naming(catalogue, root, {C}) == "the corpus of run two (damaged: it may name anybody)"
 
 
-def test_what_a_version_was_trained_on_is_found(tmp_path: Path) -> None:
+def test_what_a_version_was_trained_on_is_found(tmp_path: Path, catalogue: Catalogue) -> None:
     shelf = Registry(tmp_path / "models")
     version = tiny_model.shelve(shelf, tmp_path, corpus=(A, B))
-    assert frozen.naming(tmp_path, {B, C}) == f"the corpus of {version}"
-    assert frozen.naming(tmp_path, {C}) == ""
+    assert frozen.naming(catalogue, tmp_path, {B, C}) == f"the corpus of {version}"
+    assert frozen.naming(catalogue, tmp_path, {C}) == ""
     file = shelf.folder(version) / "corpus.json"
     file.chmod(0o600)
     file.write_text("[]")
-    assert "damaged" in frozen.naming(tmp_path, {C})
+    assert "damaged" in frozen.naming(catalogue, tmp_path, {C})
+
+
+def a_run(catalogue: Catalogue, folder: str) -> Run:
+    """Let a trainer of another machine have begun a run."""
+    worker = Worker("elsewhere", 1, "boot")
+    row = catalogue.runs.start(kind="finetune", recipe="phantom", devices="d", worker=worker, now=NOW, until=NOW)
+    assert catalogue.runs.bind(row.id, row.tries, folder)
+    return row
+
+
+def test_where_the_runs_are_not_seen_nobody_is_said_to_be_named_by_none(tmp_path: Path, catalogue: Catalogue) -> None:
+    for name in ("runs", "models"):  # made by `osteon init` on every machine
+        (tmp_path / name).mkdir()
+    assert frozen.naming(catalogue, tmp_path, {A}) == ""
+    row = a_run(catalogue, "one")
+    with pytest.raises(NotMergeable, match="runs/one is not visible here"):
+        frozen.naming(catalogue, tmp_path, {A})
+    (tmp_path / "runs" / "one").mkdir()
+    assert frozen.naming(catalogue, tmp_path, {A}) == ""
+    assert catalogue.runs.done(row.id, row.tries, model_id="v1", decision="promote", now=NOW)
+    with pytest.raises(NotMergeable, match="models/ is not visible here"):
+        frozen.naming(catalogue, tmp_path, {A})
+    tiny_model.shelve(Registry(tmp_path / "models"), tmp_path, corpus=(A,))
+    (tmp_path / "runs" / "one").rmdir()  # its study protocol has ended; its model names whom it learned from
+    assert "the corpus of" in frozen.naming(catalogue, tmp_path, {A})
+    (tmp_path / "runs").rmdir()
+    with pytest.raises(NotMergeable, match="runs/ is not visible here"):
+        frozen.naming(catalogue, tmp_path, {A})
+
+
+def test_a_run_whose_folder_may_not_be_read_names_nobody_less(tmp_path: Path, catalogue: Catalogue) -> None:
+    row = a_run(catalogue, "one")
+    catalogue.runs.fail(row.id, row.tries, "x", now=NOW)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "one").write_text("a folder that does not open")
+    with pytest.raises(NotMergeable, match="as a user who may read them"):
+        frozen.naming(catalogue, tmp_path, {A})
+
+
+def test_a_merge_is_refused_where_nobody_can_tell_who_was_learned_from(two: Path) -> None:
+    a, b = _pids(two)
+    with Catalogue.open(settings.load(two).storage.catalogue) as catalogue:
+        a_run(catalogue, "elsewhere")
+    with pytest.raises(NotMergeable, match="runs/elsewhere is not visible here"):
+        osteon("patients", "merge", a, b, "--reason", "x", site=two)
+    with Catalogue.open(settings.load(two).storage.catalogue) as catalogue:
+        assert catalogue.patients.person(a) == Person(a, frozenset({a}))
+
+
+def test_lists_that_were_frozen_between_look_and_merge_are_seen_after_it(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = _pids(two)
+    config = settings.load(two)
+    with Catalogue.open(config.storage.catalogue) as catalogue:
+        is_locked = text("UPDATE patient SET locked = true WHERE pid = :pid")
+        catalogue.database.write(lambda connection: connection.execute(is_locked, {"pid": a}))
+        done = patients.Patients.merge
+
+        def merge(self: patients.Patients, plan: Merge, **more: Any) -> Merge:
+            folder = config.storage.root / "runs" / "one"
+            folder.mkdir()
+            (folder / "corpus.json").write_text(json.dumps({"training": [{"pid": b}], "locked": [{"pid": a}]}))
+            return done(self, plan, **more)
+
+        monkeypatch.setattr(patients.Patients, "merge", merge)
+        osteon("patients", "merge", a, b, "--reason", "x", site=two)
+        assert catalogue.instances.locked_patients() == frozenset()
+        assert "the corpus of run one" in next(act.reason for act in catalogue.history.acts(subject=a))
