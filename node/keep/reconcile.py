@@ -11,6 +11,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -20,6 +21,7 @@ from pathlib import Path
 from pydicom import Dataset, dcmread
 
 from models import durable
+from node.errors import NotFound
 from node.keep.archive import Archive
 from node.keep.catalogue import Catalogue
 from node.keep.records import Instance, Purpose, StudyState
@@ -242,7 +244,15 @@ def _mend(finding: Finding, told: str, means: Means) -> None:
         file.unlink(missing_ok=True)
         durable.sync_folder(file.parent)
     elif finding.kind is Kind.HELD_NO_FILE:
-        catalogue.instances.unhold(file.stem, by=means.by, reason="its sealed file is gone", decision="lost", now=means.now)
+        with suppress(NotFound):  # a person was faster
+            catalogue.instances.unhold(
+                file.stem,
+                by=means.by,
+                reason="its sealed file is gone",
+                decision="lost",
+                now=means.now,
+                goes=lambda _since: not file.is_file(),  # it may have come again since it was missed
+            )
         return  # the history has it
     elif finding.kind is Kind.NO_ROW:
         _enter(finding, means)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from node.errors import NotFound
 from node.keep import turns
 from node.keep.archive import Archive
 from node.keep.cache import Cache
@@ -78,13 +79,23 @@ class Retention:
     def _remove_held(self, now: datetime) -> bool:
         if self.keep_held is None:
             return False
-        due = [held for held, at in self.catalogue.instances.held() if at < now - self.keep_held][:BATCH]
-        for held in due:
-            self.discard(held.id)  # the file first: should the rest be cut short, the row is still there for the next pass
-            reason = f"kept for {self.keep_held.days} days"
-            self.catalogue.instances.unhold(held.id, by="retention", reason=reason, decision="removed", now=now)
-            event(log, "held object removed", held=held.id)
+        before = now - self.keep_held
+        due = [held.id for held, at in self.catalogue.instances.held() if at < before][:BATCH]
+        for held_id in due:
+            with suppress(NotFound):  # a person was faster
+                self._remove_one_held(held_id, now, before)
         return bool(due)
+
+    def _remove_one_held(self, held_id: str, now: datetime, before: datetime) -> None:
+        def goes(since: datetime) -> bool:
+            if since >= before:  # it came again
+                return False
+            self.discard(held_id)  # the file first: should the rest be cut short, the row is still there for the next pass
+            return True
+
+        reason = f"kept for {(now - before).days} days"
+        if self.catalogue.instances.unhold(held_id, by="retention", reason=reason, decision="removed", now=now, goes=goes):
+            event(log, "held object removed", held=held_id)
 
 
 def is_training(runs: Path) -> bool:

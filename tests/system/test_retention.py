@@ -21,6 +21,7 @@ from node.errors import NotFound, NotToBeAnswered, StoreBusy
 from node.keep import retention, turns
 from node.keep.archive import Archive
 from node.keep.cache import Cache
+from node.keep.catalogue.instances import Instances
 from node.keep.catalogue.studies import Studies
 from node.keep.records import Label, StudyState
 from node.receive.intake import Taken
@@ -205,6 +206,68 @@ def test_nothing_goes_while_a_training_run_or_a_backup_is_at_work(here: Machine)
 
 class Killed(BaseException):
     """The process ends here."""
+
+
+def held_for(here: Machine, days: float) -> None:
+    """Let the quarantine look as if it had held what it holds for so long."""
+    from sqlalchemy import update
+
+    from node.keep.catalogue.schema import held
+
+    at = datetime.now(UTC) - timedelta(days=days)
+    with here.catalogue() as catalogue:
+        catalogue.database.write(lambda connection: connection.execute(update(held).values(held_at=at)))
+
+
+def is_held(here: Machine) -> tuple[int, int]:
+    """Count rows and sealed files of the quarantine."""
+    with here.catalogue() as catalogue:
+        return len(catalogue.instances.held()), len(list((here.root / "quarantine").glob("*.sealed")))
+
+
+def test_a_held_object_that_comes_again_is_kept_from_then_on(here: Machine) -> None:
+    image = other_modality(3)
+    here.send(image)
+    held_for(here, DAYS + 1)
+    assert here.send(image) == [Taken.HELD]
+    tidy(here, days=DAYS - 1)
+    assert is_held(here) == (1, 1)
+    tidy(here, days=DAYS + 1)
+    assert is_held(here) == (0, 0)
+
+
+@pytest.mark.parametrize("when", ["listed", "half removed"])
+def test_a_held_object_that_comes_again_while_it_is_removed_is_not_lost(
+    here: Machine, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = other_modality(3)
+    here.send(image)
+    held_for(here, DAYS + 1)
+    listed = Instances.held
+
+    def comes_again(instances: Instances) -> object:
+        due = listed(instances)
+        here.send(image)
+        return due
+
+    with respond.opened(here.settings) as reply, monkeypatch.context() as patch:
+        keeper = reply.retention
+        if when == "listed":
+            patch.setattr(Instances, "held", comes_again)
+            keeper.step(datetime.now(UTC))
+        else:
+
+            def dies(held_id: str) -> None:
+                reply.retention.discard(held_id)
+                raise Killed
+
+            with pytest.raises(Killed):
+                replace(keeper, discard=dies).step(datetime.now(UTC))
+            assert is_held(here) == (1, 0)
+            here.send(image)
+    tidy(here, days=0)
+    here.osteon("archive", "repair", "--yes")
+    assert is_held(here) == (1, 1)
 
 
 @pytest.mark.parametrize("step", ["blank", "withdraw", "forget", "removed"])
