@@ -51,9 +51,10 @@ class Retention:
     """Removes a sealed object from the quarantine."""
 
     def step(self, now: datetime) -> bool:
-        """Remove some of what is due; True when there may be more. Nothing while a backup, a repair or a training run works."""
-        if not self.keep and self.keep_held is None:
-            return False
+        """Remove some of what is due; True when there may be more. Nothing while a backup, a repair or a training run works.
+
+        Without any limit, too: a removal that was cut short is finished, or its study would refuse its images for ever.
+        """
         with turns.removing(self.root) as mine:
             if not mine or is_training(self.root / "runs"):
                 return False

@@ -259,9 +259,9 @@ def test_a_held_object_that_comes_again_while_it_is_removed_is_not_lost(
 
             def dies(held_id: str) -> None:
                 reply.retention.discard(held_id)
-                raise Killed
+                raise OSError("the disk is gone")  # and so the row stays
 
-            with pytest.raises(Killed):
+            with pytest.raises(OSError, match="gone"):
                 replace(keeper, discard=dies).step(datetime.now(UTC))
             assert is_held(here) == (1, 0)
             here.send(image)
@@ -300,6 +300,26 @@ def test_a_removal_cut_short_anywhere_is_finished_by_the_next_pass(
     assert images_left(here) == []
     with here.vault() as vault:
         assert vault.known(uid) == frozenset()
+
+
+def test_a_removal_cut_short_is_finished_also_when_there_is_no_limit_any_more(
+    here: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = answered(here)
+
+    def killed(*_args: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Archive, "withdraw", killed)
+        with pytest.raises(Killed):
+            tidy(here, days=DAYS + 1)
+    here.config.write_text(here.config.read_text().replace(f" = {float(DAYS)}", " = 0.0"))
+    assert here.settings.storage.keep_days.answer == 0
+    tidy(here, days=0)
+    assert images_left(here) == []
+    let_in(here, images[0])
+    assert here.send(*images) == [Taken.NEW, Taken.NEW]
 
 
 def test_the_running_role_tidies_by_itself(here: Machine) -> None:
