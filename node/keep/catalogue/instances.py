@@ -77,6 +77,11 @@ class Instances:
 
         self._database.write(seen_again)
 
+    def seen_at(self, sop_uid: str) -> datetime | None:
+        """Say when an image was sent last; None when it is not known."""
+        with self._database.read() as connection:
+            return connection.scalar(select(instance.c.seen_at).where(instance.c.sop_uid == sop_uid))
+
     def correct(self, sop_uid: str, *, age_years: int | None, sex: str) -> None:
         """Note the age and sex of an image whose demographics the hospital corrected."""
         values = {"age_years": age_years, "sex": sex}
