@@ -30,6 +30,8 @@ log = logging.getLogger("osteon.retention")
 
 BATCH = 20
 """Studies of one step."""
+SILENT = timedelta(days=1)
+"""A run whose lease is over for so long has no trainer any more, though nobody may have entered that."""
 DAMAGED = "damaged"
 """Where `osteon archive repair` puts files that are not what was archived."""
 
@@ -56,7 +58,7 @@ class Retention:
         Without any limit, too: a removal that was cut short is finished, or its study would refuse its images for ever.
         """
         with turns.removing(self.root) as mine:
-            if not mine or is_training(self.root / "runs"):
+            if not mine or self._is_training(now):
                 return False
             uids = self.catalogue.studies.take_for_removal(self.keep, now=now, limit=BATCH)
             images = {uid: self.catalogue.instances.of_study(uid) for uid in uids}
@@ -65,6 +67,12 @@ class Retention:
             for uid in uids:
                 self._remove(uid, images[uid], now)
             return self._remove_held(now) or bool(uids)
+
+    def _is_training(self, now: datetime) -> bool:
+        """Ask the catalogue, which knows the runs of every host and user, and the folders that may be read here."""
+        leases = [run.leased_until for run in self.catalogue.runs.busy()]
+        is_leased = any(until is not None and now - SILENT < until < now + SILENT for until in leases)
+        return is_leased or is_training(self.root / "runs")
 
     def _remove(self, uid: str, images: Sequence[Instance], now: datetime) -> None:
         for image in images:
@@ -100,14 +108,23 @@ class Retention:
 
 
 def is_training(runs: Path) -> bool:
-    """Say whether a training run is at work: it holds the lock of its folder, whoever started it."""
-    for folder in runs.iterdir() if runs.is_dir() else ():  # no glob, which passes over what it may not read
-        lock = folder / "lock"
-        if not lock.is_file():
-            continue
+    """Say whether a training run is seen at work: it holds the lock of its folder, whoever started it.
+
+    A folder that may not be read here says nothing, nor does one of another host: of these the catalogue knows.
+    """
+    try:
+        folders = list(runs.iterdir())
+    except OSError:
+        return False
+    return any(_is_locked(folder / "lock") for folder in folders)
+
+
+def _is_locked(lock: Path) -> bool:
+    try:
         with open(lock, "rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
     return False

@@ -23,7 +23,7 @@ from node.keep.archive import Archive
 from node.keep.cache import Cache
 from node.keep.catalogue.instances import Instances
 from node.keep.catalogue.studies import Studies
-from node.keep.records import Label, StudyState
+from node.keep.records import Label, StudyState, Worker
 from node.receive.intake import Taken
 from node.reply import respond
 
@@ -204,6 +204,30 @@ def test_nothing_goes_while_a_training_run_or_a_backup_is_at_work(here: Machine)
     assert here.state(images[0]) is StudyState.REMOVED
 
 
+def test_nothing_goes_while_a_run_works_whose_folder_cannot_be_seen_here(here: Machine) -> None:
+    """As that of another host, or of another user."""
+    images = answered(here)
+    later = datetime.now(UTC) + timedelta(days=DAYS + 1)
+    with here.catalogue() as catalogue:
+        run = catalogue.runs.start(
+            kind="finetune", recipe="phantom", devices="far:cuda:0", worker=Worker("far", 1, "boot:1"), now=later, until=later
+        )
+        tidy(here, days=DAYS + 1)
+        assert here.state(images[0]) is StudyState.DELIVERED
+        assert catalogue.runs.fail(run.id, run.tries, "test", now=later)
+    tidy(here, days=DAYS + 1)
+    assert here.state(images[0]) is StudyState.REMOVED
+
+
+def test_a_run_that_was_killed_and_is_not_entered_as_lost_does_not_keep_everything_for_ever(here: Machine) -> None:
+    images = answered(here)
+    with here.catalogue() as catalogue:
+        now, worker = datetime.now(UTC), Worker("gone", 1, "boot:1")
+        catalogue.runs.start(kind="finetune", recipe="phantom", devices="gone:cpu", worker=worker, now=now, until=now)
+    tidy(here, days=DAYS + 1)
+    assert here.state(images[0]) is StudyState.REMOVED
+
+
 class Killed(BaseException):
     """The process ends here."""
 
@@ -325,24 +349,36 @@ def test_a_removal_cut_short_is_finished_also_when_there_is_no_limit_any_more(
 def test_the_running_role_tidies_by_itself(here: Machine) -> None:
     """Its studies were received long ago, as far as the catalogue says."""
     images = answered(here)
-    let_in(here, images[0], last_at=datetime.now(UTC) - timedelta(days=DAYS + 1))
+    received(here, datetime.now(UTC) - timedelta(days=DAYS + 1))
     with running("reply", config=here.config) as role:
         role.event("study removed")
     until(lambda: here.state(images[0]) is StudyState.REMOVED)
 
 
-def let_in(here: Machine, image: Dataset, **values: object) -> None:
+def let_in(here: Machine, image: Dataset) -> None:
     """Let time pass for one study, in its row."""
     from sqlalchemy import update
 
     from node.keep.catalogue.schema import study as studies
 
-    changed = values or {"claimed_until": datetime.now(UTC)}
+    changed = {"claimed_until": datetime.now(UTC)}
     uid = here.uid(image)
     with here.catalogue() as catalogue:
         catalogue.database.write(
             lambda connection: connection.execute(update(studies).where(studies.c.uid == uid).values(changed))
         )
+
+
+def received(here: Machine, at: datetime) -> None:
+    """Let every image look as if it had come then."""
+    from sqlalchemy import update
+
+    from node.keep.catalogue.schema import instance
+    from node.keep.catalogue.schema import study as studies
+
+    with here.catalogue() as catalogue:
+        catalogue.database.write(lambda connection: connection.execute(update(studies).values(last_at=at)))
+        catalogue.database.write(lambda connection: connection.execute(update(instance).values(received_at=at)))
 
 
 def label(pid: str, uid: str) -> Label:
