@@ -9,7 +9,7 @@ keys must never be in it, nor the set be where what it saves is. Below the folde
     20260301T120000Z/archive.jsonl.gz    path, size, time and SHA-256 of every catalogued image
     20260301T120000Z/quarantine/…        the sealed objects that the catalogue names
     20260301T120000Z/models/…            versions, aliases, history
-    archive/…                            with `copy_archive`: the images, each copied once
+    archive/…                            with `copy_archive`: the images, each copied once, anew only when its bytes are others
 
 Intake writes vault, then archive, then catalogue; so the catalogue is read first: each row in the set has its identity and its
 file. Files that never change are linked to the set before, where the file system allows.
