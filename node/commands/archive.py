@@ -132,7 +132,9 @@ def _known(saved: Set | None) -> dict[str, Known]:
     from node.keep import backup
     from node.keep.reconcile import Known
 
-    return {one["path"]: Known(one["size"], one["sha256"]) for one in backup.images(saved.folder)} if saved else {}
+    if saved is None:
+        return {}
+    return {one["path"]: Known(one["size"], one["sha256"], one["mtime_ns"], saved.made_at) for one in backup.images(saved.folder)}
 
 
 def _means(site: Settings, stores: Stores, vault: Vault, saved: Set | None, known: Mapping[str, Known]) -> Means:

@@ -228,12 +228,17 @@ def discard(
             raise _unknown(held_id)
         if not yes:
             typer.confirm(f"Remove {held_id} ({found[0].reason if found else LOST}) for good?", abort=True)
-        # The file first: should the rest be cut short, the row is still listed and the patient's data are gone.
-        stores.quarantine.discard(held_id)
         now = datetime.now(UTC)
+
+        def goes(_since: datetime) -> bool:
+            # The file first: should the rest be cut short, the row is still listed and the patient's data are gone.
+            stores.quarantine.discard(held_id)
+            return True
+
         if found is not None:
-            stores.catalogue.instances.unhold(held_id, by=login(), reason=reason, decision="discarded", now=now)
+            stores.catalogue.instances.unhold(held_id, by=login(), reason=reason, decision="discarded", now=now, goes=goes)
         else:
+            stores.quarantine.discard(held_id)
             stores.catalogue.history.note(by=login(), what="quarantine: discarded", subject=held_id, reason=reason, now=now)
     typer.echo(f"{held_id} is removed.")
 

@@ -9,7 +9,7 @@ keys must never be in it, nor the set be where what it saves is. Below the folde
     20260301T120000Z/archive.jsonl.gz    path, size, time and SHA-256 of every catalogued image
     20260301T120000Z/quarantine/…        the sealed objects that the catalogue names
     20260301T120000Z/models/…            versions, aliases, history
-    archive/…                            with `copy_archive`: the images, each copied once
+    archive/…                            with `copy_archive`: the images, each copied once, anew only when its bytes are others
 
 Intake writes vault, then archive, then catalogue; so the catalogue is read first: each row in the set has its identity and its
 file. Files that never change are linked to the set before, where the file system allows.
@@ -258,13 +258,19 @@ class _Maker:
 
 
 def _mirror(archive: Path, mirror: Path, listed: Path, told: Told) -> None:
-    """Copy what the mirror does not have; what is there was written once and never changes."""
+    """Copy what the mirror does not have as it is listed: a file that was lost or removed, and came again, is another one.
+
+    A copy has the time of what was copied, so that it is looked into only where that differs.
+    """
     wanted = list(_images(listed))
     for done, one in enumerate(wanted, start=1):
         told("archive copy", done, len(wanted))
-        target = mirror / one["path"]
-        if not target.is_file() or target.stat().st_size != one["size"]:
+        target, stated = mirror / one["path"], (one["size"], one["mtime_ns"])
+        if target.is_file() and (target.stat().st_size, target.stat().st_mtime_ns) == stated:
+            continue
+        if not target.is_file() or sha256(target) != one["sha256"]:
             copy(archive / one["path"], target, mode=0o440)
+        os.utime(target, ns=(one["mtime_ns"], one["mtime_ns"]))
 
 
 def _needed(stores: Stores, folder: Path, previous: Set | None, *, copy_archive: bool) -> int:
@@ -454,15 +460,15 @@ def _put_files(one: Set, root: Path, told: Told) -> None:
 
 
 def _put_images(one: Set, root: Path, told: Told) -> int:
-    """Copy the images back from the mirror beside the set, where there is one."""
+    """Copy the images back from the mirror beside the set, where there is one and its copy is what the set lists."""
     mirror, copied = one.folder.parent / "archive", 0
     if not mirror.is_dir():
         return 0
     for done, image in enumerate(images(one.folder), start=1):
         told("archive", done, one.counts["archive"])
         source, target = mirror / image["path"], root / "archive" / image["path"]
-        if source.is_file() and not target.exists():
-            copy(source, target)
+        if source.is_file() and not target.exists() and sha256(source) == image["sha256"]:
+            copy(source, target, mode=0o440)
             copied += 1
     return copied
 

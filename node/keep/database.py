@@ -244,7 +244,7 @@ class Database:
         """Run `work` in a transaction and return its value when that is committed.
 
         Several callers' work shares one COMMIT; each runs in a savepoint, so that its error undoes its own changes alone and is
-        raised to it alone. `work` may run in another thread and must do nothing but use its connection.
+        raised to it alone. `work` may run in another thread and must do nothing but use its connection, and files for a moment.
 
         Raises
         ------

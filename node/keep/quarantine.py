@@ -43,6 +43,10 @@ class Quarantine:
             raise _unknown(held_id) from None
         return self._seal.open(sealed, _context(held_id))
 
+    def holds(self, held_id: str) -> bool:
+        """Say whether a sealed file stands under this id."""
+        return self._file(held_id).is_file()
+
     def discard(self, held_id: str) -> None:
         """Remove what is held for good; an id that is gone already is no error."""
         self._file(held_id).unlink(missing_ok=True)

@@ -11,6 +11,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -20,6 +21,7 @@ from pathlib import Path
 from pydicom import Dataset, dcmread
 
 from models import durable
+from node.errors import NotFound
 from node.keep.archive import Archive
 from node.keep.catalogue import Catalogue
 from node.keep.records import Instance, Purpose, StudyState
@@ -74,6 +76,9 @@ class Known:
 
     size: int
     sha256: str
+    mtime_ns: int
+    made_at: datetime
+    """When the backup began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +133,7 @@ def _of_study(stores: Stores, uid: str, folders: list[Path], known: Mapping[str,
         file = stores.archive.folder / path
         if not file.is_file():
             yield Finding(Kind.NO_FILE, f"archive/{path}", uid, row)
-        elif not is_whole(stores.archive, row, file, known.get(path), quick=quick):
+        elif not _is_as_archived(stores, row, file, known.get(path), quick=quick):
             yield Finding(Kind.OTHER_FILE, f"archive/{path}", uid, row)
         if row.sop_uid not in identities:
             yield Finding(Kind.NO_IDENTITY, f"archive/{path}", uid, row)
@@ -136,6 +141,20 @@ def _of_study(stores: Stores, uid: str, folders: list[Path], known: Mapping[str,
         path = file.relative_to(stores.archive.folder).as_posix()
         if path not in rows and not file.name.startswith(".") and _age_s(file) > YOUNG_S:
             yield Finding(Kind.NO_ROW, f"archive/{path}", uid)
+
+
+def _is_as_archived(stores: Stores, row: Instance, file: Path, known: Known | None, *, quick: bool) -> bool:
+    """Say whether a file is the one that was archived last.
+
+    What a backup says counts no longer where the PACS has sent the image since and another file stands there: it was lost or
+    removed, and came again, maybe in another syntax. Then the digests of the catalogue alone tell.
+    """
+    if is_whole(stores.archive, row, file, known, quick=quick):
+        return True
+    if known is None or file.stat().st_mtime_ns == known.mtime_ns:
+        return False
+    seen_at = stores.catalogue.instances.seen_at(row.sop_uid)
+    return seen_at is not None and seen_at > known.made_at and is_whole(stores.archive, row, file, None, quick=False)
 
 
 def is_whole(archive: Archive, row: Instance, file: Path, known: Known | None, *, quick: bool) -> bool:
@@ -228,11 +247,22 @@ def repair(findings: Sequence[Finding], means: Means) -> None:
     """Do what `remedy` says; the history keeps it, and studies that lack an image say so until it is there again."""
     lacking = set()
     for finding in findings:
-        if told := remedy(finding, means):
+        if (told := remedy(finding, means)) and not _has_come_again(finding, means):
             _mend(finding, told, means)
         if finding.kind in (Kind.NO_FILE, Kind.OTHER_FILE) and not (means.stores.root / finding.path).is_file():
             lacking.add(finding.study_uid)
     means.stores.catalogue.studies.remark(GONE, lacking)
+
+
+def _has_come_again(finding: Finding, means: Means) -> bool:
+    """Look once more before an image's file is replaced or moved away: the PACS may have sent it since it was found amiss."""
+    if finding.kind not in (Kind.NO_FILE, Kind.OTHER_FILE) or finding.instance is None:
+        return False
+    row, file = means.stores.catalogue.instances.find(finding.instance.sop_uid), means.stores.root / finding.path
+    if row is None or not file.is_file():
+        return row is None  # removed meanwhile: there is nothing to mend
+    known = means.known.get(finding.path.removeprefix("archive/"))
+    return _is_as_archived(means.stores, row, file, known, quick=False)
 
 
 def _mend(finding: Finding, told: str, means: Means) -> None:
@@ -242,7 +272,15 @@ def _mend(finding: Finding, told: str, means: Means) -> None:
         file.unlink(missing_ok=True)
         durable.sync_folder(file.parent)
     elif finding.kind is Kind.HELD_NO_FILE:
-        catalogue.instances.unhold(file.stem, by=means.by, reason="its sealed file is gone", decision="lost", now=means.now)
+        with suppress(NotFound):  # a person was faster
+            catalogue.instances.unhold(
+                file.stem,
+                by=means.by,
+                reason="its sealed file is gone",
+                decision="lost",
+                now=means.now,
+                goes=lambda _since: not file.is_file(),  # it may have come again since it was missed
+            )
         return  # the history has it
     elif finding.kind is Kind.NO_ROW:
         _enter(finding, means)

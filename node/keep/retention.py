@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from node.errors import NotFound
 from node.keep import turns
 from node.keep.archive import Archive
 from node.keep.cache import Cache
@@ -29,6 +30,8 @@ log = logging.getLogger("osteon.retention")
 
 BATCH = 20
 """Studies of one step."""
+SILENT = timedelta(days=1)
+"""A run whose lease is over for so long has no trainer any more, though nobody may have entered that."""
 DAMAGED = "damaged"
 """Where `osteon archive repair` puts files that are not what was archived."""
 
@@ -50,11 +53,12 @@ class Retention:
     """Removes a sealed object from the quarantine."""
 
     def step(self, now: datetime) -> bool:
-        """Remove some of what is due; True when there may be more. Nothing while a backup, a repair or a training run works."""
-        if not self.keep and self.keep_held is None:
-            return False
+        """Remove some of what is due; True when there may be more. Nothing while a backup, a repair or a training run works.
+
+        Without any limit, too: a removal that was cut short is finished, or its study would refuse its images for ever.
+        """
         with turns.removing(self.root) as mine:
-            if not mine or is_training(self.root / "runs"):
+            if not mine or self._is_training(now):
                 return False
             uids = self.catalogue.studies.take_for_removal(self.keep, now=now, limit=BATCH)
             images = {uid: self.catalogue.instances.of_study(uid) for uid in uids}
@@ -63,6 +67,12 @@ class Retention:
             for uid in uids:
                 self._remove(uid, images[uid], now)
             return self._remove_held(now) or bool(uids)
+
+    def _is_training(self, now: datetime) -> bool:
+        """Ask the catalogue, which knows the runs of every host and user, and the folders that may be read here."""
+        leases = [run.leased_until for run in self.catalogue.runs.busy()]
+        is_leased = any(until is not None and now - SILENT < until < now + SILENT for until in leases)
+        return is_leased or is_training(self.root / "runs")
 
     def _remove(self, uid: str, images: Sequence[Instance], now: datetime) -> None:
         for image in images:
@@ -78,24 +88,43 @@ class Retention:
     def _remove_held(self, now: datetime) -> bool:
         if self.keep_held is None:
             return False
-        due = [held for held, at in self.catalogue.instances.held() if at < now - self.keep_held][:BATCH]
-        for held in due:
-            self.discard(held.id)  # the file first: should the rest be cut short, the row is still there for the next pass
-            reason = f"kept for {self.keep_held.days} days"
-            self.catalogue.instances.unhold(held.id, by="retention", reason=reason, decision="removed", now=now)
-            event(log, "held object removed", held=held.id)
+        before = now - self.keep_held
+        due = [held.id for held, at in self.catalogue.instances.held() if at < before][:BATCH]
+        for held_id in due:
+            with suppress(NotFound):  # a person was faster
+                self._remove_one_held(held_id, now, before)
         return bool(due)
+
+    def _remove_one_held(self, held_id: str, now: datetime, before: datetime) -> None:
+        def goes(since: datetime) -> bool:
+            if since >= before:  # it came again
+                return False
+            self.discard(held_id)  # the file first: should the rest be cut short, the row is still there for the next pass
+            return True
+
+        reason = f"kept for {(now - before).days} days"
+        if self.catalogue.instances.unhold(held_id, by="retention", reason=reason, decision="removed", now=now, goes=goes):
+            event(log, "held object removed", held=held_id)
 
 
 def is_training(runs: Path) -> bool:
-    """Say whether a training run is at work: it holds the lock of its folder, whoever started it."""
-    for folder in runs.iterdir() if runs.is_dir() else ():  # no glob, which passes over what it may not read
-        lock = folder / "lock"
-        if not lock.is_file():
-            continue
+    """Say whether a training run is seen at work: it holds the lock of its folder, whoever started it.
+
+    A folder that may not be read here says nothing, nor does one of another host: of these the catalogue knows.
+    """
+    try:
+        folders = list(runs.iterdir())
+    except OSError:
+        return False
+    return any(_is_locked(folder / "lock") for folder in folders)
+
+
+def _is_locked(lock: Path) -> bool:
+    try:
         with open(lock, "rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
     return False

@@ -472,15 +472,23 @@ class Intake:
             calling_ae=arrival.calling_ae,
             purpose=arrival.purpose,
         )
-        if held.id not in {one.id for one in self.catalogue.instances.held_of_study(held.study_uid)}:
-            self.vault.require_key()  # nothing is sealed with a key that was changed under this process
-            self.quarantine.put(arrival.part10(), held)
+        is_new_file = self._seal(arrival, held)
         try:
             self.catalogue.instances.hold(held, now=_now())
         except IdentityConflict as error:  # the catalogue knows of a patient that the vault does not
-            self.quarantine.discard(held.id)
+            if is_new_file:
+                self.quarantine.discard(held.id)
             return self._hold(_HoldIt(Hold.PATIENT_CONFLICT, str(error)), arrival, dataset, found)
+        self._seal(arrival, held)  # again, when its limit or a person took the file before the row said that it came anew
         return Taken.HELD, {"study": held.study_uid, "instance": held.sop_uid, "reason": held.reason.value, "held": held.id}
+
+    def _seal(self, arrival: _Arrival, held: Held) -> bool:
+        """Put the object into the quarantine unless its file stands there; say whether it was put. A row alone proves no file."""
+        if self.quarantine.holds(held.id):
+            return False
+        self.vault.require_key()  # nothing is sealed with a key that was changed under this process
+        self.quarantine.put(arrival.part10(), held)
+        return True
 
     def _study_uid(self, dataset: Dataset) -> str:
         try:

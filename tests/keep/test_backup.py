@@ -184,6 +184,28 @@ def test_the_next_set_copies_only_what_is_new_and_old_sets_go(old: Machine, tmp_
     assert str(third.folder) in told
 
 
+def test_a_mirror_follows_an_image_that_came_again_as_other_bytes_and_brings_back_what_is_listed_alone(
+    old: Machine, new: Machine, tmp_path: Path
+) -> None:
+    old.send(*study(patient=1))
+    old.backup(tmp_path / "sets", "--copy-archive")
+    changed, rotten = sorted((old.root / "archive").rglob("*.dcm"))
+    content = changed.read_bytes()
+    changed.chmod(0o640)
+    changed.write_bytes(b"\1" + content[1:])  # of the same size, as after an upgrade of what writes it
+    until(lambda: datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ") != backup.sets(tmp_path / "sets")[-1].folder.name)
+    made = old.backup(tmp_path / "sets", "--copy-archive")
+    mirror = tmp_path / "sets" / "archive"
+    copies = [mirror / file.relative_to(old.root / "archive") for file in (changed, rotten)]
+    assert copies[0].read_bytes() == changed.read_bytes()
+    copies[1].chmod(0o640)
+    copies[1].write_bytes(b"\2" + copies[1].read_bytes()[1:])
+    assert "copied back from the set's folder: 1 of 2" in new.restore(made)
+    (back,) = (new.root / "archive").rglob("*.dcm")
+    assert back.read_bytes() == changed.read_bytes()
+    assert stat.S_IMODE(back.stat().st_mode) == 0o440
+
+
 def test_a_changed_set_is_found_out_and_not_restored(old: Machine, new: Machine, tmp_path: Path) -> None:
     old.send(*study(patient=1))
     made = old.backup(tmp_path / "sets")

@@ -111,10 +111,15 @@ def test_held_instances_are_listed_and_struck_out_by_a_person(desk: Desk) -> Non
         desk.catalogue.instances.hold(one, now=desk.now)
         desk.later(seconds=1)
     instances = desk.catalogue.instances
-    assert [one for one, _at in instances.held()] == [first, second]
-    assert instances.held_one(first.id) == (first, desk.now - timedelta(seconds=3))
+    assert [one for one, _at in instances.held()] == [second, first], "what came again is held from then on"
+    assert instances.held_one(first.id) == (first, desk.now - timedelta(seconds=1))
     assert instances.held_of_study("1") == [first]
-    instances.unhold(first.id, by="dr", reason="not needed", decision="discarded", now=desk.now)
+    asked = []
+    told = {"by": "dr", "reason": "not needed", "decision": "discarded", "now": desk.now}
+    assert not instances.unhold(first.id, **told, goes=asked.append)  # type: ignore[arg-type]  # which says no
+    assert asked == [desk.now - timedelta(seconds=1)]
+    assert instances.held_one(first.id) is not None
+    assert instances.unhold(first.id, by="dr", reason="not needed", decision="discarded", now=desk.now)
     assert instances.held_one(first.id) is None
     with pytest.raises(NotFound):
         instances.unhold(first.id, by="dr", reason="not needed", decision="discarded", now=desk.now)

@@ -272,6 +272,46 @@ def test_filling_the_archive_re_answers_nothing(desk: Desk) -> None:
 # --- purposes ------------------------------------------------------------------------------------------------------------------
 
 
+def test_an_answered_study_is_kept_for_as_long_as_its_newest_image_also_one_to_learn_from(desk: Desk) -> None:
+    def due() -> list[str]:
+        return desk.catalogue.studies.take_for_removal({ANSWER: timedelta(days=30)}, now=desk.now, limit=9)
+
+    desk.image(number=1)
+    desk.answer()
+    desk.later(days=29)
+    desk.image(number=2, purpose=LEARN)
+    desk.later(days=2)
+    assert due() == [], "its sender was told two days ago that it is safe"
+    assert desk.state() is StudyState.DELIVERED
+    desk.later(days=29)
+    assert due() == ["1"]
+
+
+@pytest.mark.parametrize("settles", [True, False])
+def test_a_study_answered_before_it_was_removed_is_not_answered_again_by_way_of_learning(desk: Desk, settles: bool) -> None:
+    """Whether or not it was `learned` before it is sent to be answered."""
+    desk.image()
+    desk.answer()
+    desk.later(days=31)
+    assert desk.catalogue.studies.take_for_removal({ANSWER: timedelta(days=30)}, now=desk.now, limit=9) == ["1"]
+    desk.catalogue.studies.removed("1", now=desk.now)
+    desk.later(hours=1)
+    desk.image(purpose=LEARN)
+    if settles:
+        desk.later(seconds=QUIET_S)
+        assert desk.complete() == 1
+        assert desk.state() is StudyState.LEARNED
+    desk.image()
+    desk.later(seconds=QUIET_S)
+    assert desk.complete() == 1
+    assert desk.state() is StudyState.DELIVERED
+    assert desk.claim() is None
+    desk.image(number=2)
+    desk.later(seconds=QUIET_S)
+    assert desk.complete() == 1
+    assert desk.state() is StudyState.COMPLETE, "another image is answered, as ever"
+
+
 def test_a_learned_study_sent_again_to_be_answered_is_answered(desk: Desk) -> None:
     reach(desk, StudyState.LEARNED)
     desk.later(hours=1000)

@@ -173,6 +173,18 @@ def test_what_cannot_be_judged_is_sealed_and_answered_as_safe_once(
         assert b"Test^Patient" not in file.read_bytes()
 
 
+def test_a_held_object_whose_sealed_file_is_gone_is_sealed_again_when_it_comes_again(intake: Intake) -> None:
+    """Only what is on the disk may be answered 0000: a row alone is none."""
+    dataset = studies.image(BurnedInAnnotation="YES")
+    take(intake, dataset)
+    (held_id,) = intake.quarantine.ids()
+    before = intake.quarantine.read(held_id)
+    intake.quarantine.discard(held_id)
+    assert take(intake, dataset) is Taken.HELD
+    assert intake.quarantine.read(held_id) == before
+    assert len(intake.catalogue.instances.held()) == 1
+
+
 def test_a_study_held_for_its_modality_keeps_its_identity_for_the_answer(intake: Intake) -> None:
     dataset = studies.image(SOPClassUID=SecondaryCaptureImageStorage, Modality="OT")
     take(intake, dataset)

@@ -275,4 +275,5 @@ def let_days_pass(site: Settings, *, days: float) -> None:
     with Catalogue.open(site.storage.catalogue) as catalogue:
         then = datetime.now(UTC) - timedelta(days=days)
         catalogue.database.write(lambda connection: connection.execute(update(schema.study).values(last_at=then)))
+        catalogue.database.write(lambda connection: connection.execute(update(schema.instance).values(received_at=then)))
         catalogue.database.write(lambda connection: connection.execute(update(schema.held).values(held_at=then)))

@@ -13,7 +13,9 @@ from pydicom.uid import JPEGLSLossless
 from studies import study
 from tiny_model import promote_tiny
 
+from node.commands.archive import _findings, _means, _opened
 from node.demo.pacs import Pacs
+from node.keep import reconcile
 from node.keep.records import StudyState
 from node.receive.intake import Taken
 
@@ -93,30 +95,29 @@ def test_a_known_image_in_another_syntax_fills_its_gap_and_one_with_other_pixels
 def test_a_damaged_file_is_set_aside_and_comes_back_when_the_pacs_sends_it_again(here: Machine) -> None:
     images = study(patient=1)
     here.send(*images)
-    damaged = files(here)[1]
-    content = damaged.read_bytes()
-    damaged.chmod(0o600)
-    damaged.write_bytes(content[:-10] + bytes(10))
+    file = files(here)[1]
+    content = file.read_bytes()
+    damaged(file)
     assert "not what was archived: 1" in verify(here)
-    assert damaged.exists()
+    assert file.exists()
     here.osteon("archive", "repair", "--yes", code=1)
-    assert not damaged.exists()
-    assert (here.root / "damaged" / damaged.name).exists()
+    assert not file.exists()
+    assert (here.root / "damaged" / file.name).exists()
     here.send(*images)
-    assert damaged.read_bytes() == content
+    assert file.read_bytes() == content
     verify(here, code=0)
 
 
 def test_lost_and_damaged_files_come_back_from_the_copies_of_a_backup(here: Machine, tmp_path: Path) -> None:
     here.send(*study(patient=1))
     made = here.backup(tmp_path / "sets", "--copy-archive")
-    gone, damaged = files(here)
-    content = gone.read_bytes(), damaged.read_bytes()
+    gone, rotten = files(here)
+    content = gone.read_bytes(), rotten.read_bytes()
     gone.unlink()
-    damaged.chmod(0o600)
-    damaged.write_bytes(b"rot" * 1000)
+    rotten.chmod(0o600)
+    rotten.write_bytes(b"rot" * 1000)
     here.osteon("archive", "repair", "--yes", "--against", str(made.folder))
-    assert (gone.read_bytes(), damaged.read_bytes()) == content
+    assert (gone.read_bytes(), rotten.read_bytes()) == content
     verify(here, code=0)
 
 
@@ -129,6 +130,45 @@ def test_one_flipped_bit_is_found_where_a_backup_has_the_hash(here: Machine, tmp
     file.write_bytes(b"\1" + file.read_bytes()[1:])
     verify(here, code=0)
     assert "not what was archived: 1" in verify(here, "--against", str(made.folder))
+
+
+@pytest.mark.parametrize("copies", [[], ["--copy-archive"]])
+def test_an_image_that_came_again_since_the_backup_in_another_syntax_is_left_where_it_is(
+    here: Machine, tmp_path: Path, copies: list[str]
+) -> None:
+    here.send(*study(patient=1))
+    made = here.backup(tmp_path / "sets", *copies)
+    lost = files(here)[0]
+    lost.unlink()
+    assert here.send(*study(patient=1, transfer_syntax=JPEGLSLossless)) == [Taken.KNOWN, Taken.KNOWN]
+    content = lost.read_bytes()
+    for quick in ([], ["--quick"]):
+        verify(here, "--against", str(made.folder), *quick, code=0)
+    here.osteon("archive", "repair", "--yes", "--against", str(made.folder))
+    assert lost.read_bytes() == content
+    damaged(lost)
+    assert "not what was archived: 1" in verify(here, "--against", str(made.folder)), "damage is found all the same"
+
+
+def test_a_damaged_image_that_comes_again_before_it_is_repaired_is_left_where_it_is(here: Machine) -> None:
+    images = study(patient=1, images=1)
+    here.send(*images)
+    (file,) = files(here)
+    content = file.read_bytes()
+    damaged(file)
+    with _opened(here.settings) as (stores, vault):
+        found = _findings(stores, {}, quick=False)
+        assert [one.kind for one in found] == [reconcile.Kind.OTHER_FILE]
+        file.unlink()
+        here.send(*images)
+        reconcile.repair(found, _means(here.settings, stores, vault, None, {}))
+    assert file.read_bytes() == content
+    assert not (here.root / "damaged").exists()
+
+
+def damaged(file: Path) -> None:
+    file.chmod(0o600)
+    file.write_bytes(file.read_bytes()[:-10] + bytes(10))
 
 
 def test_a_file_without_a_row_is_entered_again_to_be_learned_from_and_is_never_answered(here: Machine) -> None:

@@ -21,8 +21,9 @@ from node.errors import NotFound, NotToBeAnswered, StoreBusy
 from node.keep import retention, turns
 from node.keep.archive import Archive
 from node.keep.cache import Cache
+from node.keep.catalogue.instances import Instances
 from node.keep.catalogue.studies import Studies
-from node.keep.records import Label, StudyState
+from node.keep.records import Label, StudyState, Worker
 from node.receive.intake import Taken
 from node.reply import respond
 
@@ -203,8 +204,94 @@ def test_nothing_goes_while_a_training_run_or_a_backup_is_at_work(here: Machine)
     assert here.state(images[0]) is StudyState.REMOVED
 
 
+def test_nothing_goes_while_a_run_works_whose_folder_cannot_be_seen_here(here: Machine) -> None:
+    """As that of another host, or of another user."""
+    images = answered(here)
+    later = datetime.now(UTC) + timedelta(days=DAYS + 1)
+    with here.catalogue() as catalogue:
+        run = catalogue.runs.start(
+            kind="finetune", recipe="phantom", devices="far:cuda:0", worker=Worker("far", 1, "boot:1"), now=later, until=later
+        )
+        tidy(here, days=DAYS + 1)
+        assert here.state(images[0]) is StudyState.DELIVERED
+        assert catalogue.runs.fail(run.id, run.tries, "test", now=later)
+    tidy(here, days=DAYS + 1)
+    assert here.state(images[0]) is StudyState.REMOVED
+
+
+def test_a_run_that_was_killed_and_is_not_entered_as_lost_does_not_keep_everything_for_ever(here: Machine) -> None:
+    images = answered(here)
+    with here.catalogue() as catalogue:
+        now, worker = datetime.now(UTC), Worker("gone", 1, "boot:1")
+        catalogue.runs.start(kind="finetune", recipe="phantom", devices="gone:cpu", worker=worker, now=now, until=now)
+    tidy(here, days=DAYS + 1)
+    assert here.state(images[0]) is StudyState.REMOVED
+
+
 class Killed(BaseException):
     """The process ends here."""
+
+
+def held_for(here: Machine, days: float) -> None:
+    """Let the quarantine look as if it had held what it holds for so long."""
+    from sqlalchemy import update
+
+    from node.keep.catalogue.schema import held
+
+    at = datetime.now(UTC) - timedelta(days=days)
+    with here.catalogue() as catalogue:
+        catalogue.database.write(lambda connection: connection.execute(update(held).values(held_at=at)))
+
+
+def is_held(here: Machine) -> tuple[int, int]:
+    """Count rows and sealed files of the quarantine."""
+    with here.catalogue() as catalogue:
+        return len(catalogue.instances.held()), len(list((here.root / "quarantine").glob("*.sealed")))
+
+
+def test_a_held_object_that_comes_again_is_kept_from_then_on(here: Machine) -> None:
+    image = other_modality(3)
+    here.send(image)
+    held_for(here, DAYS + 1)
+    assert here.send(image) == [Taken.HELD]
+    tidy(here, days=DAYS - 1)
+    assert is_held(here) == (1, 1)
+    tidy(here, days=DAYS + 1)
+    assert is_held(here) == (0, 0)
+
+
+@pytest.mark.parametrize("when", ["listed", "half removed"])
+def test_a_held_object_that_comes_again_while_it_is_removed_is_not_lost(
+    here: Machine, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = other_modality(3)
+    here.send(image)
+    held_for(here, DAYS + 1)
+    listed = Instances.held
+
+    def comes_again(instances: Instances) -> object:
+        due = listed(instances)
+        here.send(image)
+        return due
+
+    with respond.opened(here.settings) as reply, monkeypatch.context() as patch:
+        keeper = reply.retention
+        if when == "listed":
+            patch.setattr(Instances, "held", comes_again)
+            keeper.step(datetime.now(UTC))
+        else:
+
+            def dies(held_id: str) -> None:
+                reply.retention.discard(held_id)
+                raise OSError("the disk is gone")  # and so the row stays
+
+            with pytest.raises(OSError, match="gone"):
+                replace(keeper, discard=dies).step(datetime.now(UTC))
+            assert is_held(here) == (1, 0)
+            here.send(image)
+    tidy(here, days=0)
+    here.osteon("archive", "repair", "--yes")
+    assert is_held(here) == (1, 1)
 
 
 @pytest.mark.parametrize("step", ["blank", "withdraw", "forget", "removed"])
@@ -239,27 +326,59 @@ def test_a_removal_cut_short_anywhere_is_finished_by_the_next_pass(
         assert vault.known(uid) == frozenset()
 
 
+def test_a_removal_cut_short_is_finished_also_when_there_is_no_limit_any_more(
+    here: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = answered(here)
+
+    def killed(*_args: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Archive, "withdraw", killed)
+        with pytest.raises(Killed):
+            tidy(here, days=DAYS + 1)
+    here.config.write_text(here.config.read_text().replace(f" = {float(DAYS)}", " = 0.0"))
+    assert here.settings.storage.keep_days.answer == 0
+    tidy(here, days=0)
+    assert images_left(here) == []
+    let_in(here, images[0])
+    assert here.send(*images) == [Taken.NEW, Taken.NEW]
+
+
 def test_the_running_role_tidies_by_itself(here: Machine) -> None:
     """Its studies were received long ago, as far as the catalogue says."""
     images = answered(here)
-    let_in(here, images[0], last_at=datetime.now(UTC) - timedelta(days=DAYS + 1))
+    received(here, datetime.now(UTC) - timedelta(days=DAYS + 1))
     with running("reply", config=here.config) as role:
         role.event("study removed")
     until(lambda: here.state(images[0]) is StudyState.REMOVED)
 
 
-def let_in(here: Machine, image: Dataset, **values: object) -> None:
+def let_in(here: Machine, image: Dataset) -> None:
     """Let time pass for one study, in its row."""
     from sqlalchemy import update
 
     from node.keep.catalogue.schema import study as studies
 
-    changed = values or {"claimed_until": datetime.now(UTC)}
+    changed = {"claimed_until": datetime.now(UTC)}
     uid = here.uid(image)
     with here.catalogue() as catalogue:
         catalogue.database.write(
             lambda connection: connection.execute(update(studies).where(studies.c.uid == uid).values(changed))
         )
+
+
+def received(here: Machine, at: datetime) -> None:
+    """Let every image look as if it had come then."""
+    from sqlalchemy import update
+
+    from node.keep.catalogue.schema import instance
+    from node.keep.catalogue.schema import study as studies
+
+    with here.catalogue() as catalogue:
+        catalogue.database.write(lambda connection: connection.execute(update(studies).values(last_at=at)))
+        catalogue.database.write(lambda connection: connection.execute(update(instance).values(received_at=at)))
 
 
 def label(pid: str, uid: str) -> Label:

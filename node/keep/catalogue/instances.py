@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, TypedDict
 
@@ -77,6 +77,11 @@ class Instances:
 
         self._database.write(seen_again)
 
+    def seen_at(self, sop_uid: str) -> datetime | None:
+        """Say when an image was sent last; None when it is not known."""
+        with self._database.read() as connection:
+            return connection.scalar(select(instance.c.seen_at).where(instance.c.sop_uid == sop_uid))
+
     def correct(self, sop_uid: str, *, age_years: int | None, sex: str) -> None:
         """Note the age and sex of an image whose demographics the hospital corrected."""
         values = {"age_years": age_years, "sex": sex}
@@ -146,7 +151,8 @@ class Instances:
     def hold(self, newcomer: Held, *, now: datetime) -> None:
         """Enter an instance of the quarantine. A study that it surely belongs to moves by the late rule.
 
-        The same instance held once more (the same `id`: the same entry) moves nothing, nor does one of doubtful identity.
+        The same instance held once more (the same `id`: the same entry) moves nothing, nor does one of doubtful identity; but
+        from then on it is held anew, so that no limit takes it minutes after its sender was told that it is safe.
         """
 
         def hold(connection: Connection) -> None:
@@ -156,7 +162,9 @@ class Instances:
             )
             is_known = bool(newcomer.sop_uid) and bool(connection.scalar(select(same)))
             values = {name: getattr(newcomer, name) for name in _HELD_FIELDS}
-            insert_if_absent(connection, held, **values, held_at=now)
+            again = update(held).where(held.c.id == newcomer.id).values(held_at=now)
+            if connection.execute(again).rowcount == 0:
+                insert_if_absent(connection, held, **values, held_at=now)
             if not newcomer.study_uid:
                 return
             surely = newcomer.reason in states.HELD_AS_CONTENT
@@ -185,8 +193,21 @@ class Instances:
         with self._database.read() as connection:
             return sorted((_held(row) for row in connection.execute(query)), key=lambda one: (one.sop_uid, one.id))
 
-    def unhold(self, held_id: str, *, by: str, reason: str, decision: str, now: datetime) -> None:
+    def unhold(
+        self, held_id: str, *, by: str, reason: str, decision: str, now: datetime, goes: Callable[[datetime], bool] | None = None
+    ) -> bool:
         """Strike a held instance out because a person decided so ("released", "discarded"); the history keeps it.
+
+        Parameters
+        ----------
+        goes
+            Asked with the time since when it is held, while nobody can hold it anew: False leaves the row as it is. It removes
+            the sealed file, where that goes, too: an object that comes again waits for the end of both, and finds no file.
+
+        Returns
+        -------
+        bool
+            Whether it is struck out.
 
         Raises
         ------
@@ -194,12 +215,17 @@ class Instances:
             The quarantine does not hold it.
         """
 
-        def unhold(connection: Connection) -> None:
-            if connection.execute(delete(held).where(held.c.id == held_id)).rowcount != 1:
+        def unhold(connection: Connection) -> bool:
+            since = connection.scalar(select(held.c.held_at).where(held.c.id == held_id).with_for_update())
+            if since is None:
                 raise NotFound
+            if goes is not None and not goes(since):
+                return False
+            connection.execute(delete(held).where(held.c.id == held_id))
             history.note(connection, by=by, what=f"quarantine: {decision}", subject=held_id, reason=reason, now=now)
+            return True
 
-        self._database.write(unhold)
+        return self._database.write(unhold)
 
     # --- dropped words -----------------------------------------------------------------------------------------------------
 

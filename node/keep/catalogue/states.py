@@ -123,6 +123,8 @@ def image_came(connection: Connection, uid: str, *, purpose: Purpose, calling_ae
     row = connection.execute(known.with_for_update(key_share=True)).one()
     becomes_answer = purpose is Purpose.ANSWER and row.purpose != Purpose.ANSWER
     owner = {"purpose": purpose, "calling_ae": calling_ae} if becomes_answer else {}
+    if becomes_answer and _has_results(connection, uid):  # answered, removed, and sent again to be learned from in between
+        owner["reason"] = SENT_AGAIN
     if row.state == StudyState.RECEIVING:
         connection.execute(update(study).where(study.c.uid == uid).values(last_at=now, **owner))
     elif row.state == StudyState.REMOVED:
@@ -194,12 +196,18 @@ def complete(connection: Connection, due: ColumnElement[bool], *, now: datetime)
 
 
 def is_due_to_remove(keep: Mapping[Purpose, timedelta], *, now: datetime) -> ColumnElement[bool]:
-    """Answered, expired or learned, longer ago than it is to be kept; nothing of it is on its way or may be wanted again."""
+    """Answered, expired or learned, longer ago than it is to be kept; nothing of it is on its way or may be wanted again.
+
+    Its newest image is as old: one to learn from does not move an answered study, and is kept for as long as any other.
+    """
     wanted = delivery.c.state != DeliveryState.SENT
     ends = {Purpose.ANSWER: (StudyState.DELIVERED, StudyState.EXPIRED), Purpose.LEARN: (StudyState.LEARNED,)}
     emptied = and_(study.c.state == StudyState.QUARANTINED, ~exists().where(held.c.study_uid == study.c.uid))
     over = [
-        and_(study.c.purpose == purpose, study.c.last_at < now - limit, or_(study.c.state.in_(ends[purpose]), emptied))
+        and_(
+            *(study.c.purpose == purpose, study.c.last_at < now - limit, or_(study.c.state.in_(ends[purpose]), emptied)),
+            ~exists().where(instance.c.study_uid == study.c.uid, instance.c.received_at >= now - limit),
+        )
         for purpose, limit in keep.items()
     ]
     return and_(or_(*over), ~exists().where(delivery.c.study_uid == study.c.uid, wanted))
@@ -211,7 +219,9 @@ def take_for_removal(connection: Connection, due: ColumnElement[bool] | None, *,
     again = list(connection.scalars(select(study.c.uid).where(cut_short).limit(limit)))
     if due is None:
         return again
-    oldest = connection.scalars(select(study.c.uid).where(due).order_by(study.c.last_at).limit(limit - len(again))).all()
+    # Locked before it is looked at once more: an image that is entered at this moment keeps its study.
+    these = select(study.c.uid).where(due).order_by(study.c.last_at).limit(limit - len(again))
+    oldest = connection.scalars(these.with_for_update(key_share=True, skip_locked=True)).all()
     mark = {"next_attempt_at": now, "reason": BEING_REMOVED}
     return again + [uid for uid in oldest if change(connection, uid, StudyState.REMOVED, now=now, where=due, **mark)]
 
@@ -380,6 +390,10 @@ def content(connection: Connection, uid: str) -> str:
     times = connection.scalar(select(func.count()).where(history.c.subject == uid, history.c.what == GIVEN))
     told = [*sorted(uids), *([f"given {times}"] if times else [])]
     return hashlib.sha256("\n".join(told).encode()).hexdigest()
+
+
+def _has_results(connection: Connection, uid: str) -> bool:
+    return bool(connection.scalar(select(exists().where(result.c.study_uid == uid))))
 
 
 def _was_answered(connection: Connection, uid: str) -> bool:
