@@ -105,6 +105,13 @@ def test_a_role_is_started_again_unless_its_settings_are_wrong(service: str) -> 
     assert unit["StartLimitIntervalSec"] == ["0"]
 
 
+def test_the_target_brings_the_scheduler_only_where_a_person_enabled_it() -> None:
+    """A machine that was installed without torch has nothing to train with."""
+    target = settings("osteon.target")
+    assert target["Wants"] == ["osteon-receive.service osteon-reply.service"]
+    assert settings("osteon-schedule.service")["WantedBy"] == ["osteon.target"]
+
+
 def test_every_folder_that_a_unit_writes_to_is_made_by_tmpfiles() -> None:
     made = {line.split()[1] for line in (UNITS / "osteon.tmpfiles.conf").read_text().splitlines() if line[:2] in ("d ", "f ")}
     written = {place for service in SERVICES for line in settings(service).get("ReadWritePaths", []) for place in line.split()}
