@@ -339,7 +339,7 @@ def unfit(site: Settings) -> Iterator[tuple[bool, str]]:
     if not site.schedule:
         return
     if missing := _missing():
-        told = "let another machine of this catalogue run them, or install the extra `cpu` or `gpu`"
+        told = "let another machine of this catalogue run each [[schedule]], or install the extra `cpu` or `gpu`"
         yield False, f"schedules are not run on this machine: {', '.join(missing)} is not installed; {told}"
         return
     if site.training.device == "cuda" and not machine.device_set("auto").endswith("gpu"):
