@@ -102,7 +102,7 @@ def test_the_replier_can_write_wherever_verbs_and_retention_do(services: dict[st
 
 
 def test_every_role_sees_who_was_learned_from_and_what_is_at_work(services: dict[str, dict[str, Any]]) -> None:
-    """A merge must find the frozen corpora of versions and runs, retention a run at work: a folder that is not there names nobody."""
+    """A merge looks through the frozen corpora of versions and runs, retention for a run at work; no folder would mean none."""
     for role, models in (("receive", "ro"), ("reply", "rw")):
         mounted = {volume.split(":")[1]: volume for volume in services[role]["volumes"]}
         assert mounted["/srv/osteon/data/models"] == f"models:/srv/osteon/data/models:{models}"

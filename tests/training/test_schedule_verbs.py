@@ -140,6 +140,8 @@ def test_status_shows_the_next_run_in_local_time_and_in_the_zone_of_the_schedule
     assert "nightly     next run not planned: no scheduler runs" in status(site)
     catalogue.timings.see("nightly", "x", zone="America/New_York", named=("nightly",), now=now())
     catalogue.timings.plan("nightly", datetime(2026, 12, 1, 7, 30, tzinfo=UTC))
+    assert "next run not planned: no scheduler runs" in status(site), "what was planned by one that is gone"
+    catalogue.roles.beat(Role("schedule", "here", 1, now()))
     monkeypatch.setenv("TZ", "Europe/Berlin")
     import time
 
