@@ -1,8 +1,8 @@
 """Run a role in a process of its own and kill it -9 before its N-th step.
 
-A step is a call of a store, of the network, or of the system: fsync, rename, a process, a signal. They count from the first call
-of a trigger. `Killed` runs the role in a process forked from a server that has the libraries loaded, so that a hundred kills
-take a minute.
+A step is a call of a store (and within it each transaction but the first), of the network, or of the system: fsync, rename, a
+process, a signal. They count from the first call of a trigger. `Killed` runs the role in a process forked from a server that has
+the libraries loaded, so that a hundred kills take a minute.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from types import FunctionType
 from typing import Any
 
 from models import durable
+from node.keep.database import Database
 from node.keep.records import Run
 
 STORES = (
@@ -57,6 +58,7 @@ class _Killer:
         self.steps, self.counting = 0, spared is not None
         self.waited: set[str] = set()
         self.lock = threading.Lock()
+        self.here = threading.local()
 
     def step(self, name: str) -> None:
         with self.lock:
@@ -94,9 +96,31 @@ class _Killer:
             kind = getattr(import_module(module), name)
             for method, thing in list(vars(kind).items()):
                 told = f"{name}.{method}"
-                is_step = (method not in ROUTINE or told in also) and not method.startswith("_") and name not in but
-                if isinstance(thing, FunctionType) and is_step:
-                    self.wrap(kind, method, told)
+                if isinstance(thing, FunctionType) and not method.startswith("_") and name not in but:
+                    self.wrap_store(kind, method, told, is_step=method not in ROUTINE or told in also)
+        self.wrap_named(Database, "write", lambda *_: self.second_write())
+
+    def wrap_store(self, kind: type, method: str, told: str, *, is_step: bool) -> None:
+        original: Callable[..., Any] = getattr(kind, method)
+
+        def stepped(*args: Any, **kwargs: Any) -> Any:
+            if is_step:
+                self.step(told)
+            outer, self.here.writes = getattr(self.here, "writes", None), 0 if is_step else None
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self.here.writes = outer
+
+        setattr(kind, method, stepped)
+
+    def second_write(self) -> str:
+        """Name a transaction of a store call that has made one before: what lies between the two is between two steps."""
+        writes = getattr(self.here, "writes", None)
+        if writes is None:
+            return ""
+        self.here.writes = writes + 1
+        return "Database.write" if writes else ""
 
     def wrap_system(self) -> None:
         self.wrap(os, "fsync", "os.fsync")

@@ -24,6 +24,7 @@ import logging
 import os
 import platform
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -51,11 +52,11 @@ from node.errors import NotFound, StoreBusy, disk_full_said
 from node.keep.archive import Archive
 from node.keep.cache import NO_ROW, Cache
 from node.keep.catalogue import Catalogue
-from node.keep.records import RunState
+from node.keep.records import RunState, TrainingImage
 from node.logs import event, safe_message
 from node.settings import Settings
 from training import checkpoint, corpus, evaluate, export, finetune, machine, pages, promote
-from training.corpus import Corpus, CorpusChanged, Fold, Sample
+from training.corpus import Chosen, Corpus, CorpusChanged, Fold, Sample
 from training.evaluate import Predictions
 from training.finetune import Epoch, Pictures
 from training.recipe import Recipe, seed_for
@@ -320,8 +321,11 @@ class _Cycle:
         """Give what a step left in its file, or let it make that now."""
         file = self.folder / name
         if not file.is_file():
-            self._write(name, (json.dumps(make(), indent=1) + "\n").encode())
+            self._write_plain(name, make())
         return self._read(name)
+
+    def _write_plain(self, name: str, made: dict[str, Any]) -> None:
+        self._write(name, (json.dumps(made, indent=1) + "\n").encode())
 
     def _read(self, name: str) -> dict[str, Any]:
         """Read what a step left."""
@@ -339,8 +343,20 @@ class _Cycle:
     def corpus(self) -> Corpus:
         """Decode what is labelled, and freeze the lists."""
         frozen = Corpus.from_plain(self._step("corpus.json", self._freeze))
+        while self._learns_from_locked(frozen):
+            # Merged with a locked patient before anybody could see these lists; later the person leaves the locked set.
+            if (self.folder / "folds.json").is_file():
+                raise CorpusChanged("a patient of this run's frozen lists is in the locked set now; start a new run")
+            self._write_plain("corpus.json", self._freeze())
+            frozen = Corpus.from_plain(self._read("corpus.json"))
         self._decode_again(frozen, self.cache)
         return frozen
+
+    def _learns_from_locked(self, frozen: Corpus) -> bool:
+        """Say whether an image or a person of the training list is in the locked set by now."""
+        locked = {image.sop_uid for image in self.catalogue.instances.for_training() if image.locked}
+        persons = self.catalogue.instances.locked_patients()
+        return any(sample.sop_uid in locked or sample.pid in persons for sample in frozen.training)
 
     def _decode_again(self, frozen: Corpus, cache: Cache) -> None:
         """Bring pictures of the frozen lists back that the cache does not hold (any more); those it holds stay as they are."""
@@ -355,14 +371,7 @@ class _Cycle:
         known = {image.sop_uid for image in images}
         for cache in Cache.all(self.root / "cache"):  # [storage.keep_days] on the node does not reach a cache of another host
             cache.blank_others(known)
-        chosen, left_out = corpus.choose(images, self.catalogue.labels.all(), self.recipe)
-        self.progress.stage("decoding images", len(chosen))
-        self.cache.build(
-            [one.image for one in chosen],
-            self.archive.read,
-            threads=self.bound["threads"],
-            progress=lambda done, _total: self.progress.advance(done),
-        )
+        chosen, left_out = self._decoded(images)
         frozen = corpus.freeze(chosen, left_out, self.cache, self.recipe)
         corpus.require_enough(frozen, self.recipe)
         event(
@@ -374,6 +383,27 @@ class _Cycle:
             left_out=dict(frozen.left_out),
         )
         return frozen.to_plain()
+
+    def _decoded(self, images: Sequence[TrainingImage]) -> tuple[list[Chosen], Counter[str]]:
+        """Choose and decode until nothing is left to decode.
+
+        That takes minutes to hours, in which patients are merged and locked: what is given was chosen after it.
+        """
+        looked_at: set[str] = set()
+        while True:
+            chosen, left_out = corpus.choose(images, self.catalogue.labels.all(), self.recipe)
+            new = [one.image for one in chosen if one.image.sop_uid not in looked_at]
+            if not new:
+                return chosen, left_out
+            self.progress.stage("decoding images", len(new))
+            self.cache.build(
+                new,
+                self.archive.read,
+                threads=self.bound["threads"],
+                progress=lambda done, _total: self.progress.advance(done),
+            )
+            looked_at |= {image.sop_uid for image in new}
+            images = self.catalogue.instances.for_training()
 
     def folds(self, frozen: Corpus) -> list[Fold]:
         """Deal the patients over the folds, or read how they were dealt."""

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -36,6 +37,8 @@ EXITS = {"done": 0, "failed": 2, "cancelled": 143, "interrupted": 143}
 """Exit codes of `osteon train watch`, by how the run ended."""
 LOOK_S = 0.5
 BEAT_S = 5.0
+SILENT_S = 30.0
+"""A scheduler whose sign of life was not taken for so long is not ready."""
 
 
 # --- runs ----------------------------------------------------------------------------------------------------------------------
@@ -254,6 +257,7 @@ class _Role:
         self._timekeeper = Timekeeper(site, catalogue, now=_now)
         self._supervisor = Supervisor(site, catalogue, torchrun(config), now=_now)
         self.step = self._supervisor.step
+        self._beaten_at = monotonic()
 
     def __enter__(self) -> _Role:
         self._timekeeper.begin()
@@ -268,10 +272,11 @@ class _Role:
         from node.metrics.disk import troubles
         from node.metrics.serve import Ready
 
-        left_out = [f"schedule {name}: {why}" for name, why in self._timekeeper.troubles.items()]
-        return Ready(
-            troubles(self._site.storage, written=("runs", "models", "cache")) + left_out, {"schedules": len(self._site.schedule)}
-        )
+        silent_s = monotonic() - self._beaten_at
+        found = [f"the database has taken nothing for {silent_s:.0f} s"] if silent_s > SILENT_S else []
+        found += [f"schedule {name}: {why}" for name, why in self._timekeeper.troubles.items()]
+        found += troubles(self._site.storage, written=("runs", "models", "cache"))
+        return Ready(found, {"schedules": len(self._site.schedule)})
 
     def beat(self) -> None:
         """Plan what comes next and leave a sign of life."""
@@ -286,6 +291,7 @@ class _Role:
             "running": ", ".join(str(one.id) for one in open_runs if one.state != "queued"),
         }
         self._catalogue.roles.beat(Role("schedule", self._me.host, self._me.pid, _now(), told))
+        self._beaten_at = monotonic()
 
 
 class _Watching:
@@ -339,7 +345,7 @@ def unfit(site: Settings) -> Iterator[tuple[bool, str]]:
     if not site.schedule:
         return
     if missing := _missing():
-        told = "let another machine of this catalogue run each [[schedule]], or install the extra `cpu` or `gpu`"
+        told = "let another machine of this catalogue run them, or install the extra `cpu` or `gpu`"
         yield False, f"schedules are not run on this machine: {', '.join(missing)} is not installed; {told}"
         return
     if site.training.device == "cuda" and not machine.device_set("auto").endswith("gpu"):

@@ -1,7 +1,7 @@
 """`osteon patients`: say that two patients are one person, because the hospital merged them.
 
 In: pseudonyms as arguments, hospital identifiers from a prompt or a file: a command line stays in the shell's history. Out: lines
-under pseudonyms. Nothing here may print or keep an identifier, or open the vault before there is something to correct.
+under pseudonyms. Nothing here may print or keep an identifier, or open the vault before a merge is certain to be made.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from node.keep.catalogue import Catalogue
     from node.keep.catalogue.patients import Merge
+    from node.keep.custody import Custody
     from node.pseudonym import SiteKeys
     from node.settings import Settings
 
@@ -67,9 +68,8 @@ def merge(
     A merge cannot be undone. Running the same one again is harmless, and finishes one that was cut short.
     """
     from node import settings
-    from node.keep import frozen
     from node.keep.catalogue import Catalogue
-    from node.keep.custody import site_keys
+    from node.keep.custody import Custody, site_keys
 
     if bool(gone) != bool(kept) or (gone and source):
         raise typer.BadParameter("give two pseudonyms, or none and --from FILE, or none and type the identifiers when asked")
@@ -82,21 +82,19 @@ def merge(
     with Catalogue.open(site.storage.catalogue) as catalogue:
         keys = site_keys(site.storage, catalogue)
         pairs = [Pair(1, gone, kept)] if gone else list(_read(site, keys, source))
-        plans = _plans(catalogue, pairs)
-        for pair, plan in zip(pairs, plans, strict=True):
-            named_by = frozen.naming(site.storage.root, plan.person.pseudonyms)
-            for line in _told(plan, named_by):
-                typer.echo(line)
-            if not dry_run:
-                now = datetime.now(UTC)
-                done = catalogue.patients.merge(pair.gone, pair.kept, named_by=named_by, by=login(), reason=reason, now=now)
-                typer.echo(_correct_identities(site, catalogue, done))
+        plans = _plans(site, catalogue, pairs)
     if dry_run:
-        typer.echo("dry run: nothing was changed")
+        for plan, named_by in plans:
+            typer.echo("\n".join(_told(plan, named_by)))
+        typer.echo("dry run: nothing was changed" + ("; each line was looked at as if it were the only one" * (len(plans) > 1)))
+        return
+    with Custody.open(site.storage) as stores:  # before the first merge: with a wrong key there is none
+        for pair in pairs:
+            _merge(site, stores, pair, reason)
 
 
-def _plans(catalogue: Catalogue, pairs: Sequence[Pair]) -> list[Merge]:
-    """Plan every merge before the first is made.
+def _plans(site: Settings, catalogue: Catalogue, pairs: Sequence[Pair]) -> list[tuple[Merge, str]]:
+    """Plan every merge before the first is made, and say of each which frozen corpora name the person.
 
     Raises
     ------
@@ -108,13 +106,34 @@ def _plans(catalogue: Catalogue, pairs: Sequence[Pair]) -> list[Merge]:
     plans, problems = [], []
     for pair in pairs:
         try:
-            plans.append(catalogue.patients.plan(pair.gone, pair.kept))
+            plans.append(_plan(site, catalogue, pair))
         except NotMergeable as error:
             problems.append(f"{pair.line}: {error}" if len(pairs) > 1 else str(error))
     if problems:
         told = "\n".join(f"line {problem}" for problem in problems) if len(pairs) > 1 else problems[0]
         raise NotMergeable(f"{told}; nothing was changed")
     return plans
+
+
+def _plan(site: Settings, catalogue: Catalogue, pair: Pair) -> tuple[Merge, str]:
+    from node.keep import frozen
+
+    plan = catalogue.patients.plan(pair.gone, pair.kept)
+    return plan, frozen.naming(catalogue, site.storage.root, plan.person.pseudonyms)
+
+
+def _merge(site: Settings, stores: Custody, pair: Pair, reason: str) -> None:
+    """Make one merge, planned anew: a line before it may have made another person of these two."""
+    from node.keep import frozen
+
+    plan, named_by = _plan(site, stores.catalogue, pair)
+    typer.echo("\n".join(_told(plan, named_by)))
+    patients, now = stores.catalogue.patients, datetime.now(UTC)
+    done = patients.merge(plan, named_by=named_by, by=login(), reason=reason, now=now)
+    # a run that froze its lists between the look and the merge did not see the lock, nor the look the lists
+    named_after = frozen.naming(stores.catalogue, site.storage.root, done.person.pseudonyms)
+    patients.free(done.person.survivor, named_by=named_after, by=login(), now=now)
+    typer.echo(_correct_identities(stores, done))
 
 
 def _told(plan: Merge, named_by: str) -> Iterator[str]:
@@ -135,23 +154,20 @@ def _told(plan: Merge, named_by: str) -> Iterator[str]:
         yield "  the person is in the locked set: nothing trains on any of these images"
 
 
-def _correct_identities(site: Settings, catalogue: Catalogue, merge: Merge) -> str:
+def _correct_identities(stores: Custody, merge: Merge) -> str:
     """Let the studies of those merged away be answered under the patient who remains, where the vault knows that patient."""
-    from node.keep.custody import Custody
-
     survivor = merge.person.survivor
-    theirs = catalogue.patients.studies(merge.person.pseudonyms - {survivor})
-    everything = catalogue.patients.studies(merge.person.pseudonyms)
+    theirs = stores.catalogue.patients.studies(merge.person.pseudonyms - {survivor})
+    everything = stores.catalogue.patients.studies(merge.person.pseudonyms)
     if not theirs:
         return "  merged; no study stands under a number that is gone"
-    with Custody.open(site.storage) as stores:
-        identity = stores.vault.newest(everything, pid=survivor)
-        if identity is None:
-            return (
-                f"  merged; {len(theirs)} studies keep the identity that is gone until an image comes under the other: "
-                "send one image of each again from the PACS, or their results are held"
-            )
-        changed = stores.vault.hand_over(theirs, identity, now=datetime.now(UTC))
+    identity = stores.vault.newest(everything, pid=survivor)
+    if identity is None:
+        return (
+            f"  merged; {len(theirs)} studies keep the identity that is gone until an image comes under the other: "
+            "send one image of each again from the PACS, or their results are held"
+        )
+    changed = stores.vault.hand_over(theirs, identity, now=datetime.now(UTC))
     told = f"  merged; {len(changed)} of {len(theirs)} studies now leave under the identity that remains"
     return told + ("; `osteon delivery retry` sends those that were held" if changed else "")
 

@@ -90,6 +90,15 @@ class UTCTime(TypeDecorator[datetime]):
         return None if value is None else _EPOCH + value * _MICROSECOND
 
 
+def one_at_a_time(connection: Connection, key: int) -> None:
+    """Let no other transaction that asks with this key go on before this one is over: what is read next stays true in it.
+
+    SQLite has one writer anyway; on PostgreSQL it is an advisory lock, and the next statement sees what was committed before it.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({key})")
+
+
 def insert_if_absent(connection: Connection, into: Table, **values: Any) -> bool:
     """Insert a row unless one with the same key is there; say whether it was inserted."""
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
@@ -255,8 +264,8 @@ class Database:
             return _is_at(connection, head)
 
         def bring(connection: Connection) -> None:
+            one_at_a_time(connection, _MIGRATION_LOCK)
             if connection.dialect.name == "postgresql":
-                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
                 connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # a large table takes the time it takes
             if is_current(connection):
                 return

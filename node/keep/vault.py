@@ -523,7 +523,7 @@ def _elements(told: Sequence[Any]) -> tuple[RawElement, ...]:
 
 
 def _tell(study_uid: str, pid: str, changed: Sequence[int]) -> None:
-    event(log, "identity corrected", study_uid=study_uid, pid=pid, changed=" ".join(keyword_for_tag(tag) for tag in changed))
+    event(log, "identity corrected", study=study_uid, pid=pid, changed=" ".join(keyword_for_tag(tag) for tag in changed))
 
 
 # --- the sealed rows -------------------------------------------------------------------------------------------------------

@@ -309,20 +309,37 @@ class Intake:
     def _correct_study(self, right: Pseudonymised, wrong_pid: str, *, by: str, reason: str) -> None:
         """Give a study that came under a wrong patient first to the patient whom a later image names.
 
-        The catalogue first: between the two steps nothing of either patient is taken in, and doing it again finishes it.
+        Nothing changes before it is known that the image will be taken in. The vault first: between the two steps nothing of
+        either patient is taken in, doing it again finishes it, and the round that the catalogue opens finds the right patient.
         """
-        new, root = right.instance, self.settings.storage.root
-        if self.catalogue.patients.whose(new.study_uid) != new.pid:
-            self.catalogue.patients.reassign(
-                new.study_uid,
-                new.pid,
-                locked=self.keys.is_locked(new.pid, self.settings.training.locked),
-                named_by=frozen.naming(root, self.catalogue.patients.person(wrong_pid).pseudonyms),
-                by=by,
-                reason=reason,
-                now=_now(),
-            )
+        new, patients = right.instance, self.catalogue.patients
+        before = patients.whose(new.study_uid) or wrong_pid
+        named_by = self._learned_from(before)
+        self._require_fit(right)
         self.vault.hand_over([new.study_uid], right.identity, now=_now())
+        is_locked = self.keys.is_locked(new.pid, self.settings.training.locked)
+        self.catalogue.studies.reassign(
+            new.study_uid, new.pid, locked=is_locked, named_by=named_by, by=by, reason=reason, now=_now()
+        )
+        # a run that froze its lists between the look and the change did not see the lock, nor the look the lists
+        patients.free(new.pid, named_by=self._learned_from(before), by=by, now=_now())
+
+    def _learned_from(self, pid: str) -> str:
+        """Say which frozen corpora name a patient, under any pseudonym; "" for none."""
+        catalogue = self.catalogue
+        return frozen.naming(catalogue, self.settings.storage.root, catalogue.patients.person(pid).pseudonyms)
+
+    def _require_fit(self, found: Pseudonymised) -> None:
+        """Hold now what would be held for more than its patient once it is taken in; nothing of it stays."""
+        known = self.catalogue.instances.find(found.instance.sop_uid)
+        if known is not None:
+            self._compare_image(known, found)
+        elif found.hold is not None and found.hold not in RELEASABLE:
+            raise _HoldIt(found.hold, found.hold_detail)
+        else:
+            shelved, is_new_file = self._put(found)
+            if is_new_file:
+                self.archive.withdraw(shelved)
 
     def _purpose(self, calling_ae: str, called_ae: str) -> Purpose:
         """Say why it was sent: called under the learning title, or by a caller that only teaches, it is never answered."""
@@ -388,10 +405,15 @@ class Intake:
 
     def _compare(self, known: Instance, found: Pseudonymised) -> None:
         """Hold what comes under a known UID and is another image: another patient's, of another series, or of other pixels."""
+        pid = found.instance.pid
+        if known.pid != pid and pid not in self.catalogue.patients.person(known.pid).pseudonyms:
+            raise _HoldIt(Hold.PATIENT_CONFLICT, "the SOP Instance UID is known, of another patient")
+        self._compare_image(known, found)
+
+    def _compare_image(self, known: Instance, found: Pseudonymised) -> None:
+        """Hold what is another image than the known one, whosever it is; a file that was lost is put back."""
         new = found.instance
         is_filed_elsewhere = filed_as(known) != new.pid
-        if known.pid != new.pid and new.pid not in self.catalogue.patients.person(known.pid).pseudonyms:
-            raise _HoldIt(Hold.PATIENT_CONFLICT, "the SOP Instance UID is known, of another patient")
         if (known.study_uid, known.series_uid) != (new.study_uid, new.series_uid):
             raise _HoldIt(Hold.PIXEL_CONFLICT, "the SOP Instance UID is known, in another series")
         if is_filed_elsewhere and self.archive.path(known).exists():

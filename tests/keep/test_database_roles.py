@@ -133,7 +133,7 @@ def test_a_whole_training_run_works_as_the_trainer(postgresql: Cluster, tmp_path
         outcome = cycle.run(settings_of(config), recipe, now=lambda: NOW, progress=Quiet())
         assert outcome.decision == "insufficient evidence"
         with Catalogue.open("env:OSTEON_CATALOGUE") as catalogue:
-            assert [(run.folder, run.outcome) for run in catalogue.runs.list()] == [(outcome.run, "done")]
+            assert [(run.folder, run.state) for run in catalogue.runs.list()] == [(outcome.run, RunState.DONE)]
 
 
 WRITES: dict[str, Callable[[Catalogue], Any]] = {

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +23,7 @@ from alembic.config import Config
 from labelled import pid as made_pid
 from labelled import put, say, settings_of
 from roles import hand_in
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import Connection, create_engine, make_url, text
 from studies import image, pixels
 from test_custody import everything
 from typer.testing import CliRunner
@@ -29,13 +33,14 @@ from models.registry import Registry
 from node import settings
 from node.__main__ import build
 from node.commands.init import init_site
-from node.errors import NotMergeable
+from node.errors import BadKey, NotMergeable, StoreBusy
 from node.keep import frozen
 from node.keep.archive import Archive
 from node.keep.cache import Cache
-from node.keep.catalogue import Catalogue
+from node.keep.catalogue import Catalogue, patients
+from node.keep.catalogue.patients import Merge
 from node.keep.catalogue.schema import MIGRATIONS
-from node.keep.records import Instance, Person, Purpose
+from node.keep.records import Instance, Person, Purpose, Run, Worker
 from node.receive.intake import Intake, Taken
 from training import corpus
 from training.recipe import named
@@ -90,7 +95,7 @@ def test_a_person_is_locked_whole_or_not_at_all(
     note(catalogue, A, study=1, locked=locked_a)
     note(catalogue, B, study=2, locked=locked_b)
     before = catalogue.instances.locked_patients()
-    catalogue.patients.merge(A, B, named_by=named_by, **WHO)  # type: ignore[arg-type]
+    catalogue.patients.merge(catalogue.patients.plan(A, B), named_by=named_by, **WHO)  # type: ignore[arg-type]
     assert catalogue.instances.locked_patients() == frozenset(locked)
     assert {image.locked for image in catalogue.instances.for_training()} == {bool(locked)}
     told = {(act.what, act.subject): act.reason for act in catalogue.history.acts()}
@@ -107,11 +112,11 @@ def test_every_pseudonym_leads_to_the_person(catalogue: Catalogue) -> None:
     note(catalogue, B, study=2)
     assert catalogue.patients.person(A) == Person(A, frozenset({A}))
     assert catalogue.patients.person("OST-" + "Z" * 16).survivor == "OST-" + "Z" * 16
-    catalogue.patients.merge(A, B, named_by="", **WHO)  # type: ignore[arg-type]
+    catalogue.patients.merge(catalogue.patients.plan(A, B), named_by="", **WHO)  # type: ignore[arg-type]
     assert catalogue.patients.person(A) == catalogue.patients.person(B) == Person(B, frozenset({A, B}))
     assert {image.person for image in catalogue.instances.for_training()} == {B}
     # merged with one who was merged away: whoever remains there remains here; C never came, and follows when it does
-    done = catalogue.patients.merge(C, A, named_by="", **WHO)  # type: ignore[arg-type]
+    done = catalogue.patients.merge(catalogue.patients.plan(C, A), named_by="", **WHO)  # type: ignore[arg-type]
     assert (done.person, done.unseen) == (Person(B, frozenset({A, B, C})), (C,))
     note(catalogue, C, study=3, locked=True)
     assert catalogue.instances.locked_patients() == frozenset()
@@ -121,11 +126,11 @@ def test_every_pseudonym_leads_to_the_person(catalogue: Catalogue) -> None:
 def test_the_same_merge_again_changes_nothing_and_turned_round_the_other_remains(catalogue: Catalogue) -> None:
     note(catalogue, A, study=1)
     note(catalogue, B, study=2)
-    catalogue.patients.merge(A, B, named_by="", **WHO)  # type: ignore[arg-type]
+    catalogue.patients.merge(catalogue.patients.plan(A, B), named_by="", **WHO)  # type: ignore[arg-type]
     acts = len(catalogue.history.acts())
-    assert catalogue.patients.merge(A, B, named_by="", **WHO).is_known  # type: ignore[arg-type]
+    assert catalogue.patients.merge(catalogue.patients.plan(A, B), named_by="", **WHO).is_known  # type: ignore[arg-type]
     assert len(catalogue.history.acts()) == acts
-    catalogue.patients.merge(B, A, named_by="", **WHO)  # type: ignore[arg-type]
+    catalogue.patients.merge(catalogue.patients.plan(B, A), named_by="", **WHO)  # type: ignore[arg-type]
     assert catalogue.patients.person(B).survivor == A
 
 
@@ -134,8 +139,45 @@ def test_nobody_is_merged_with_nobody(catalogue: Catalogue) -> None:
     with pytest.raises(NotMergeable, match="one and the same"):
         catalogue.patients.plan(A, A)
     with pytest.raises(NotMergeable, match="no image of either"):
-        catalogue.patients.merge(B, C, named_by="", **WHO)  # type: ignore[arg-type]
+        catalogue.patients.plan(B, C)
     assert catalogue.history.acts() == []
+
+
+def test_two_merges_at_once_lose_neither(catalogue: Catalogue, catalogue_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both plan before either has written, wherever nothing makes one wait for the other."""
+    for number, pid in enumerate((A, B, C), 1):
+        note(catalogue, pid, study=number, locked=pid == C)
+    both, plan = threading.Barrier(2), patients._plan
+
+    def slow(connection: Connection, gone: str, kept: str) -> Merge:
+        planned = plan(connection, gone, kept)
+        with suppress(threading.BrokenBarrierError):
+            both.wait(timeout=1)
+        return planned
+
+    def again_and_again(gone: str, kept: str) -> None:
+        with Catalogue.open(catalogue_url) as other:
+            for _attempt in range(5):
+                with suppress(StoreBusy):
+                    other.patients.merge(other.patients.plan(gone, kept), named_by="", **WHO)  # type: ignore[arg-type]
+                    return
+
+    monkeypatch.setattr(patients, "_plan", slow)
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(again_and_again, *pair) for pair in ((A, B), (B, C))]:
+            done.result()
+    assert {catalogue.patients.person(pid) for pid in (A, B, C)} == {Person(C, frozenset({A, B, C}))}
+    assert catalogue.instances.locked_patients() == {A, B, C}
+
+
+def test_what_was_said_of_a_smaller_person_locks_no_greater_one(catalogue: Catalogue) -> None:
+    for number, pid in enumerate((A, B, C), 1):
+        note(catalogue, pid, study=number, locked=pid == C)
+    plan = catalogue.patients.plan(B, C)
+    catalogue.patients.merge(catalogue.patients.plan(A, B), named_by="", **WHO)  # type: ignore[arg-type]
+    with pytest.raises(StoreBusy, match="run the same merge again"):
+        catalogue.patients.merge(plan, named_by="", **WHO)  # type: ignore[arg-type]
+    assert catalogue.instances.locked_patients() == {C}
 
 
 def test_in_a_catalogue_of_before_everybody_is_a_person_alone(database_url: str) -> None:
@@ -174,7 +216,7 @@ def of(patient: str, **more: Any) -> Any:
 
 def merge(intake: Intake, gone: str, kept: str) -> None:
     gone, kept = (intake.keys.pid("HOSPITAL", patient) for patient in (gone, kept))
-    intake.catalogue.patients.merge(gone, kept, named_by="", **WHO)  # type: ignore[arg-type]
+    intake.catalogue.patients.merge(intake.catalogue.patients.plan(gone, kept), named_by="", **WHO)  # type: ignore[arg-type]
 
 
 def known_as(intake: Intake) -> bytes:
@@ -301,6 +343,35 @@ def test_a_table_is_merged_whole_or_not_at_all(two: Path, table: str, told: str)
     assert everything(two.parent) == before
 
 
+def test_a_line_of_a_table_counts_for_the_lines_after_it(site: Path) -> None:
+    """A was learned from, C is locked: A into B, then B into C, makes one person who was learned from."""
+    intake = Intake.open(settings.load(site))
+    made = {number: intake.keys.pid("HOSPITAL", f"SECRET{number}") for number in range(1, 200)}
+    fraction = intake.settings.training.locked
+    c = next(number for number, pid in made.items() if intake.keys.is_locked(pid, fraction))
+    a, b = [number for number, pid in made.items() if not intake.keys.is_locked(pid, fraction)][:2]
+    for number in (a, b, c):
+        hand_in(intake, image(patient=number, PatientID=f"SECRET{number}", PatientName="SECRET"))
+    assert intake.catalogue.instances.locked_patients() == {made[c]}
+    shelf = Registry(intake.settings.storage.root / "models")
+    version = tiny_model.shelve(shelf, site.parent, corpus=(made[a],))
+    table = f"gone,kept\nSECRET{a},SECRET{b}\nSECRET{b},SECRET{c}\n"
+    told = osteon("patients", "merge", "--from", "-", "--reason", "x", site=site, typed=table)
+    assert f"leaves the locked set: the corpus of {version}" in told
+    assert intake.catalogue.patients.person(made[a]).pseudonyms == {made[a], made[b], made[c]}
+    assert intake.catalogue.instances.locked_patients() == frozenset()
+    intake.close()
+
+
+def test_with_a_wrong_vault_key_nobody_is_merged(two: Path) -> None:
+    a, b = _pids(two)
+    (two.parent / "keys" / "vault.key").write_bytes(base64.b64encode(bytes(range(32))))
+    before = everything(two.parent)
+    with pytest.raises(BadKey):
+        osteon("patients", "merge", a, b, "--reason", "x", site=two)
+    assert everything(two.parent) == before
+
+
 def test_without_a_terminal_nothing_is_asked_and_at_one_it_is(two: Path) -> None:
     assert "no terminal" in osteon("patients", "merge", "--reason", "x", site=two, code=2)
     ours, theirs = os.openpty()
@@ -334,7 +405,7 @@ def test_a_person_is_in_one_fold_and_counts_once(tmp_path: Path) -> None:
     for patient in range(8):
         say(site, put(site, patient, kind=patient % 2), ("ewing_sarcoma", "acute_osteomyelitis")[patient % 2])
     with Catalogue.open(settings_of(site).storage.catalogue) as catalogue:
-        catalogue.patients.merge(made_pid(0), made_pid(2), named_by="", **WHO)  # type: ignore[arg-type]
+        catalogue.patients.merge(catalogue.patients.plan(made_pid(0), made_pid(2)), named_by="", **WHO)  # type: ignore[arg-type]
     frozen_lists = frozen_of(site)
     assert len(frozen_lists.training) == 8
     assert set(frozen_lists.patients) == {made_pid(patient) for patient in range(1, 8)}
@@ -351,30 +422,97 @@ def test_days_of_one_number_are_not_compared_with_dates_of_the_other(tmp_path: P
     say(site, other, "ewing_sarcoma")
     assert len(frozen_of(site).training) == 2
     with Catalogue.open(settings_of(site).storage.catalogue) as catalogue:
-        catalogue.patients.merge(one.pid, other.pid, named_by="", **WHO)  # type: ignore[arg-type]
+        catalogue.patients.merge(catalogue.patients.plan(one.pid, other.pid), named_by="", **WHO)  # type: ignore[arg-type]
     lists = frozen_of(site)
     assert [sample.sop_uid for sample in lists.training] == [one.sop_uid]
     assert lists.left_out["first treatment known under another number of the patient"] == 1
 
 
-def test_what_a_run_or_a_version_froze_is_found(tmp_path: Path) -> None:
+def test_what_a_run_or_a_version_froze_is_found(tmp_path: Path, catalogue: Catalogue) -> None:
     root = tmp_path
     (root / "runs" / "one").mkdir(parents=True)
     lists = {"training": [{"pid": A}], "locked": [{"pid": B}], "left_out": {}}
     (root / "runs" / "one" / "corpus.json").write_text(json.dumps(lists))
-    assert frozen.naming(root, {A, C}) == "the corpus of run one"
-    assert frozen.naming(root, {B, C}) == ""
+    assert frozen.naming(catalogue, root, {A, C}) == "the corpus of run one"
+    assert frozen.naming(catalogue, root, {B, C}) == ""
     (root / "runs" / "two").mkdir()
     (root / "runs" / "two" / "corpus.json").write_text("{")
-    assert frozen.naming(root, {C}) == "the corpus of run two (damaged: it may name anybody)"
+    assert frozen.naming(catalogue, root, {C}) == "the corpus of run two (damaged: it may name anybody)"
 
 
-def test_what_a_version_was_trained_on_is_found(tmp_path: Path) -> None:
+def test_what_a_version_was_trained_on_is_found(tmp_path: Path, catalogue: Catalogue) -> None:
     shelf = Registry(tmp_path / "models")
     version = tiny_model.shelve(shelf, tmp_path, corpus=(A, B))
-    assert frozen.naming(tmp_path, {B, C}) == f"the corpus of {version}"
-    assert frozen.naming(tmp_path, {C}) == ""
+    assert frozen.naming(catalogue, tmp_path, {B, C}) == f"the corpus of {version}"
+    assert frozen.naming(catalogue, tmp_path, {C}) == ""
     file = shelf.folder(version) / "corpus.json"
     file.chmod(0o600)
     file.write_text("[]")
-    assert "damaged" in frozen.naming(tmp_path, {C})
+    assert "damaged" in frozen.naming(catalogue, tmp_path, {C})
+
+
+def a_run(catalogue: Catalogue, folder: str) -> Run:
+    """Let a trainer of another machine have begun a run."""
+    worker = Worker("elsewhere", 1, "boot")
+    row = catalogue.runs.start(kind="finetune", recipe="phantom", devices="d", worker=worker, now=NOW, until=NOW)
+    assert catalogue.runs.bind(row.id, row.tries, folder)
+    return row
+
+
+def test_where_the_runs_are_not_seen_nobody_is_said_to_be_named_by_none(tmp_path: Path, catalogue: Catalogue) -> None:
+    for name in ("runs", "models"):  # made by `osteon init` on every machine
+        (tmp_path / name).mkdir()
+    assert frozen.naming(catalogue, tmp_path, {A}) == ""
+    row = a_run(catalogue, "one")
+    with pytest.raises(NotMergeable, match="runs/one is not visible here"):
+        frozen.naming(catalogue, tmp_path, {A})
+    (tmp_path / "runs" / "one").mkdir()
+    assert frozen.naming(catalogue, tmp_path, {A}) == ""
+    assert catalogue.runs.done(row.id, row.tries, model_id="v1", decision="promote", now=NOW)
+    with pytest.raises(NotMergeable, match="models/ is not visible here"):
+        frozen.naming(catalogue, tmp_path, {A})
+    tiny_model.shelve(Registry(tmp_path / "models"), tmp_path, corpus=(A,))
+    (tmp_path / "runs" / "one").rmdir()  # its study protocol has ended; its model names whom it learned from
+    assert "the corpus of" in frozen.naming(catalogue, tmp_path, {A})
+    (tmp_path / "runs").rmdir()
+    with pytest.raises(NotMergeable, match="runs/ is not visible here"):
+        frozen.naming(catalogue, tmp_path, {A})
+
+
+def test_a_run_whose_folder_may_not_be_read_names_nobody_less(tmp_path: Path, catalogue: Catalogue) -> None:
+    row = a_run(catalogue, "one")
+    catalogue.runs.fail(row.id, row.tries, "x", now=NOW)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "one").write_text("a folder that does not open")
+    with pytest.raises(NotMergeable, match="as a user who may read them"):
+        frozen.naming(catalogue, tmp_path, {A})
+
+
+def test_a_merge_is_refused_where_nobody_can_tell_who_was_learned_from(two: Path) -> None:
+    a, b = _pids(two)
+    with Catalogue.open(settings.load(two).storage.catalogue) as catalogue:
+        a_run(catalogue, "elsewhere")
+    with pytest.raises(NotMergeable, match="runs/elsewhere is not visible here"):
+        osteon("patients", "merge", a, b, "--reason", "x", site=two)
+    with Catalogue.open(settings.load(two).storage.catalogue) as catalogue:
+        assert catalogue.patients.person(a) == Person(a, frozenset({a}))
+
+
+def test_lists_that_were_frozen_between_look_and_merge_are_seen_after_it(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = _pids(two)
+    config = settings.load(two)
+    with Catalogue.open(config.storage.catalogue) as catalogue:
+        is_locked = text("UPDATE patient SET locked = true WHERE pid = :pid")
+        catalogue.database.write(lambda connection: connection.execute(is_locked, {"pid": a}))
+        done = patients.Patients.merge
+
+        def merge(self: patients.Patients, plan: Merge, **more: Any) -> Merge:
+            folder = config.storage.root / "runs" / "one"
+            folder.mkdir()
+            (folder / "corpus.json").write_text(json.dumps({"training": [{"pid": b}], "locked": [{"pid": a}]}))
+            return done(self, plan, **more)
+
+        monkeypatch.setattr(patients.Patients, "merge", merge)
+        osteon("patients", "merge", a, b, "--reason", "x", site=two)
+        assert catalogue.instances.locked_patients() == frozenset()
+        assert "the corpus of run one" in next(act.reason for act in catalogue.history.acts(subject=a))

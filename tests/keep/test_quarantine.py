@@ -4,6 +4,7 @@ import json
 import stat
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from pydicom import Dataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless
 from roles import hand_in
-from studies import image
+from studies import image, pixels
+from test_custody import everything
 from typer.testing import CliRunner
 
 from models.errors import Tampered
@@ -328,6 +330,54 @@ def test_a_study_that_came_under_a_wrong_patient_first_is_corrected(site: Path) 
     assert hand_in(intake, image(instance=4, PatientID="WRONG")) is Taken.HELD
     assert {act.what for act in intake.catalogue.history.acts(subject=pid)} == {"study given to another patient"}
     intake.close()
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ({"instance": 2, "Modality": "OT", "SOPClassUID": SECONDARY_CAPTURE}, "only CR and DX"),
+        ({"instance": 1, "array": pixels(seed=9)}, "other pixels"),
+        ({"instance": 1, "SeriesInstanceUID": "1.2.3.4"}, "in another series"),
+    ],
+)
+def test_a_release_that_is_refused_gives_no_study_away(site: Path, what: dict[str, Any], told: str) -> None:
+    """The image is held because it names another patient; what else is wrong with it shows when it is released."""
+    take_in(site, image(PatientID="WRONG"))
+    before = patient_of(site)
+    held_id = hold_one(site, image(PatientID="RIGHT", **what))
+    with Custody.open(settings.load(site).storage) as stores:
+        assert stores.catalogue.instances.held()[0][0].reason is Hold.PATIENT_CONFLICT
+    files = everything(site.parent / "data" / "archive")
+    with pytest.raises(NotReleasable, match=told):
+        osteon("release", held_id, "--as-patient", "newcomer", "--reason", "x", "--yes", site=site)
+    assert patient_of(site) == before
+    assert everything(site.parent / "data" / "archive") == files
+    with Custody.open(settings.load(site).storage) as stores:
+        assert stores.catalogue.history.acts() == []
+        assert stores.quarantine.ids() == [held_id]
+
+
+def test_a_study_that_was_half_given_away_is_given_away_by_the_next_release(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between vault and catalogue."""
+    take_in(site, image(PatientID="WRONG"))
+    held_id = hold_one(site, image(instance=2, PatientID="RIGHT"))
+    intake = Intake.open(settings.load(site))
+    monkeypatch.setattr(intake.catalogue.studies, "reassign", _killed)
+    with pytest.raises(KeyboardInterrupt):
+        intake.release(held_id, by="me", reason="x", whose="newcomer")
+    intake.close()
+    assert patient_of(site)[0] == b"RIGHT"
+    intake = Intake.open(settings.load(site))
+    for patient in ("WRONG", "RIGHT"):
+        assert hand_in(intake, image(instance=3, PatientID=patient)) is Taken.HELD
+    intake.close()
+    osteon("release", held_id, "--as-patient", "newcomer", "--reason", "x", "--yes", site=site)
+    with Custody.open(settings.load(site).storage) as stores:
+        assert patient_of(site) == (b"RIGHT", {stores.keys.pid("HOSPITAL", "RIGHT")}, 2)
+
+
+def _killed(*_arguments: object, **_more: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_who_may_have_been_learned_from_leaves_the_locked_set_with_the_study(site: Path) -> None:

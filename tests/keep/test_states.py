@@ -808,3 +808,29 @@ def test_any_order_on_postgresql(postgresql: Cluster) -> None:
             return self.place.enter_context(postgresql.database(template=postgresql.catalogue_template()))
 
     run_state_machine_as_test(OnPostgreSQL, settings=settings(TestAnyOrder.settings, max_examples=6))
+
+
+@pytest.mark.parametrize(
+    ("state", "becomes"),
+    [
+        (StudyState.COMPLETE, StudyState.COMPLETE),
+        (StudyState.INFERRING, StudyState.INFERRING),
+        (StudyState.DELIVERING, StudyState.DELIVERING),
+        (StudyState.DELIVERED, StudyState.RECEIVING),
+        (StudyState.LEARNED, StudyState.LEARNED),
+        (StudyState.EXPIRED, StudyState.EXPIRED),
+    ],
+)
+def test_only_what_was_answered_or_is_being_is_answered_anew_for_another_patient(
+    desk: Desk, state: StudyState, becomes: StudyState
+) -> None:
+    reach(desk, state)
+    content = desk.catalogue.studies.content("1")
+    desk.catalogue.studies.reassign("1", desk.study().pid, locked=False, named_by="", by="me", reason="x", now=desk.now)
+    assert (desk.state(), desk.catalogue.studies.content("1")) == (state, content), "it is this patient's already"
+    for patient in ("OST-OTHER", "OST-1", "OST-OTHER"):
+        desk.catalogue.studies.reassign("1", patient, locked=False, named_by="", by="me", reason="x", now=desk.now)
+        assert desk.state() is becomes
+        assert desk.study().late is (state in (StudyState.INFERRING, StudyState.DELIVERING))
+        assert desk.catalogue.studies.content("1") != content, "also for a patient whose it was before"
+        content = desk.catalogue.studies.content("1")

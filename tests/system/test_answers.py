@@ -319,14 +319,48 @@ def test_after_a_merge_the_held_result_leaves_under_the_patient_who_remains(worl
     assert [report.PatientID for report in world.reports(images[0])] == ["KEPT", "KEPT"]
 
 
+@pytest.mark.parametrize("held_back", [False, True])
+def test_a_study_given_to_another_patient_is_answered_again_under_that_one(world: World, held_back: bool) -> None:
+    """The whole study came under a wrong patient; the PACS corrected it and sent the very same images again."""
+    promote_tiny(world.models)
+    wrong = study(patient=1, PatientID="WRONG", PatientName="Wrong^Name")
+    right = study(patient=1, PatientID="RIGHT", PatientName="Right^Name")
+    if held_back:
+        world.pacs.put(right[0])  # corrected there before the first result left, which is held
+    world.send(*wrong)
+    world.work()
+    assert [one.PatientID for one in world.reports()] == ([] if held_back else ["WRONG"])
+    (first,) = world.reply.catalogue.deliveries.list()
+    for path in world.pacs.held("SR"):
+        corrected = dcmread(path)
+        corrected.PatientID, corrected.PatientName = "RIGHT", "Right^Name"
+        world.pacs.put(corrected)
+    assert world.send(*right) == [Taken.HELD, Taken.HELD]
+    for held_id, whose in zip(world.intake.quarantine.ids(), ("newcomer", ""), strict=True):
+        assert world.intake.release(held_id, by="me", reason="x", whose=whose) is Taken.KNOWN
+    world.work()
+    second = world.reports()[-1]
+    assert (second.PatientID, second.PatientName) == ("RIGHT", "Right^Name")
+    if not held_back:
+        (earlier,) = second.PredecessorDocumentsSequence
+        named = earlier.ReferencedSeriesSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+        assert first.document is not None
+        assert named == first.document.sop_uid
+        assert world.state(wrong[0]) is StudyState.DELIVERED
+    sent = len(world.reports())
+    world.intake.catalogue.studies.reopen(world.intake.keys.uid(wrong[0].StudyInstanceUID), now=datetime.now(UTC))
+    world.work()
+    assert len(world.reports()) == sent  # the same answer to the same patient
+
+
 def test_a_merged_patient_was_learned_from_under_either_number(world: World) -> None:
     kept = world.intake.keys.pid("HOSPITAL", "KEPT")
     promote_tiny(world.models, corpus=(kept,))
     (image,) = study(patient=1, images=1, PatientID="GONE")
     world.send(image)
-    world.intake.catalogue.patients.merge(
-        world.intake.keys.pid("HOSPITAL", "GONE"), kept, named_by="a corpus", by="me", reason="x", now=datetime.now(UTC)
-    )
+    patients = world.intake.catalogue.patients
+    plan = patients.plan(world.intake.keys.pid("HOSPITAL", "GONE"), kept)
+    patients.merge(plan, named_by="a corpus", by="me", reason="x", now=datetime.now(UTC))
     world.work()
     result = world.reply.catalogue.results.latest(world.intake.keys.uid(image.StudyInstanceUID))
     assert result is not None

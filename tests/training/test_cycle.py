@@ -32,7 +32,7 @@ from node.keep.cache import Cache
 from node.keep.catalogue import Catalogue
 from node.keep.records import Purpose, RunState
 from node.reply import completion
-from training import checkpoint, cycle, machine, promote
+from training import checkpoint, corpus, cycle, machine, promote
 from training.corpus import CorpusChanged, NotEnough
 from training.finetune import Epoch
 from training.recipe import Recipe
@@ -424,6 +424,46 @@ def test_the_verbs_do_not_load_torch_before_a_run() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
+@pytest.mark.parametrize("moment", ["while images are decoded", "before the lists are on the disk"])
+def test_who_is_locked_while_a_run_freezes_its_lists_is_not_trained_on(
+    tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One who was about to be trained on is merged with a locked patient; no list names the person yet."""
+    site = labelled_site(tmp_path, patients=12, is_locked=lambda patient: patient == 1)
+    root = settings_of(site).storage.root
+    gone, kept = pid(3), pid(1)
+
+    def merge() -> None:
+        with Catalogue.open(settings_of(site).storage.catalogue) as catalogue:
+            if not catalogue.patients.plan(gone, kept).is_known:
+                assert frozen.naming(catalogue, root, {gone, kept}) == ""
+                plan = catalogue.patients.plan(gone, kept)
+                catalogue.patients.merge(plan, named_by="", by="someone", reason="HIS merge", now=NOW)
+
+    class Merging(Heard):
+        def stage(self, what: str, total: int = 0) -> None:
+            super().stage(what, total)
+            if what == "decoding images" and moment == "while images are decoded":
+                merge()
+
+    if moment == "before the lists are on the disk":
+        enough = corpus.require_enough
+        monkeypatch.setattr(corpus, "require_enough", lambda *told: (enough(*told), merge()))
+    with pytest.raises(KeyboardInterrupt):
+        run(site, heard=Merging(stop_in="fold 0"))
+    (folder,) = (one.parent for one in root.glob("runs/*/corpus.json"))
+    lists = json.loads((folder / "corpus.json").read_bytes())
+    assert {sample["pid"] for sample in lists["training"]} == {pid(patient) for patient in range(12)} - {gone, kept}
+    assert {sample["pid"] for sample in lists["locked"]} == {kept}
+    with Catalogue.open(settings_of(site).storage.catalogue) as catalogue:
+        assert catalogue.instances.locked_patients() == {gone, kept}
+        # and where a machine that does not see the runs had merged another one meanwhile, the run does not go on
+        plan = catalogue.patients.plan(pid(5), kept)
+        catalogue.patients.merge(plan, named_by="", by="someone", reason="HIS merge", now=NOW)
+    with pytest.raises(CorpusChanged, match="start a new run"):
+        run(site, run_id=folder.name)
+
+
 @pytest.mark.long
 def test_a_witness_who_was_merged_with_somebody_learned_from_is_none_any_more(tmp_path: Path) -> None:
     """The run had frozen its lists with the one in the training part, the other in the locked one."""
@@ -435,9 +475,11 @@ def test_a_witness_who_was_merged_with_somebody_learned_from_is_none_any_more(tm
     with Catalogue.open(settings_of(site).storage.catalogue) as catalogue:
         row = catalogue.runs.last()
         assert row is not None
-        named_by = frozen.naming(root, {gone, kept})
+        named_by = frozen.naming(catalogue, root, {gone, kept})
         assert named_by == f"the corpus of run {row.folder}"
-        catalogue.patients.merge(gone, kept, named_by=named_by, by="someone", reason="HIS merge", now=NOW)
+        catalogue.patients.merge(
+            catalogue.patients.plan(gone, kept), named_by=named_by, by="someone", reason="HIS merge", now=NOW
+        )
     ended = run(site, run_id=row.folder)
     witnesses = set(read(ended, "predictions.json")[cycle.LOCKED]["patients"])
     assert witnesses == {pid(patient) for patient in IS_LOCKED} - {gone}

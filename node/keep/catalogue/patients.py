@@ -12,11 +12,14 @@ from datetime import datetime
 
 from sqlalchemy import Connection, select, update
 
-from node.errors import NotMergeable
+from node.errors import NotMergeable, StoreBusy
 from node.keep.catalogue import history
 from node.keep.catalogue.schema import instance, patient, study
-from node.keep.database import Database, insert_if_absent
+from node.keep.database import Database, insert_if_absent, one_at_a_time
 from node.keep.records import Person
+
+PERSONS_LOCK = 0x05E1
+"""Key under which one process at a time says who is whom: a plan made beside another merge would undo it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,65 +70,53 @@ class Patients:
         with self._database.read() as connection:
             return _plan(connection, gone, kept)
 
-    def merge(self, gone: str, kept: str, *, named_by: str, by: str, reason: str, now: datetime) -> Merge:
-        """Make two patients one person, whose PatientID from now on is that of `kept`.
+    def merge(self, plan: Merge, *, named_by: str, by: str, reason: str, now: datetime) -> Merge:
+        """Make two patients one person, whose PatientID from now on is that of `plan.kept`.
 
         Parameters
         ----------
         named_by
-            The frozen corpora that name one of the person's pseudonyms, "" for none: such a person leaves the locked set. Where
+            The frozen corpora that name one of the plan's pseudonyms, "" for none: such a person leaves the locked set. Where
             there is none and one of them is locked, the person is.
 
         Raises
         ------
         NotMergeable
             As `plan`.
+        StoreBusy
+            The person has become another one since the plan: what `named_by` says may not hold. Nothing was changed.
         """
+        gone, kept = plan.gone, plan.kept
 
         def merge(connection: Connection) -> Merge:
-            plan = _plan(connection, gone, kept)
-            if plan.is_known:
-                return plan
-            locked = bool(plan.locked_before) and not named_by
-            for pid in sorted(plan.person.pseudonyms):
+            one_at_a_time(connection, PERSONS_LOCK)
+            now_planned = _plan(connection, gone, kept)
+            if now_planned.person != plan.person:
+                raise StoreBusy("another merge changed one of these patients at this moment: run the same merge again")
+            if now_planned.is_known:
+                return now_planned
+            them = now_planned.person.pseudonyms
+            locked = bool(now_planned.locked_before) and not named_by
+            for pid in sorted(them):
                 insert_if_absent(connection, patient, pid=pid, person=pid, locked=locked, first_at=now)
-            them = patient.c.pid.in_(plan.person.pseudonyms)
-            connection.execute(update(patient).where(them).values(person=plan.person.survivor, locked=locked))
+            values = {"person": now_planned.person.survivor, "locked": locked}
+            connection.execute(update(patient).where(patient.c.pid.in_(them)).values(values))
             for subject in (gone, kept):
                 told = f"{gone} into {kept}: {reason}"
                 history.note(connection, by=by, what="patients merged", subject=subject, reason=told, now=now)
-            _note_lock(connection, plan.person.pseudonyms, plan.locked_before, locked, named_by, by=by, now=now)
-            return plan
+            _note_lock(connection, them, now_planned.locked_before, locked, named_by, by=by, now=now)
+            return now_planned
 
         return self._database.write(merge)
 
-    def reassign(self, study_uid: str, pid: str, *, locked: bool, named_by: str, by: str, reason: str, now: datetime) -> None:
-        """Enter a study and its images under another patient, because it was sent under a wrong one. No file moves.
+    def free(self, pid: str, *, named_by: str, by: str, now: datetime) -> None:
+        """Take a person out of the locked set, because a frozen corpus names one of the pseudonyms; who is not in it stays."""
 
-        Parameters
-        ----------
-        locked
-            Whether the patient belongs to the locked set, should it never have been seen before.
-        named_by
-            The frozen corpora that name the earlier patient, "" for none: the images may have trained, so the later one leaves
-            the locked set.
-        """
+        def free_all(connection: Connection) -> None:
+            one_at_a_time(connection, PERSONS_LOCK)
+            free(connection, person(connection, pid).pseudonyms, named_by=named_by, by=by, now=now)
 
-        def reassign(connection: Connection) -> None:
-            before = connection.scalar(select(study.c.pid).where(study.c.uid == study_uid))
-            insert_if_absent(connection, patient, pid=pid, person=pid, locked=locked, first_at=now)
-            connection.execute(update(study).where(study.c.uid == study_uid).values(pid=pid))
-            connection.execute(update(instance).where(instance.c.study_uid == study_uid).values(pid=pid))
-            told = f"from {before} to {pid}: {reason}"
-            for subject in (study_uid, str(before), pid):
-                history.note(connection, by=by, what="study given to another patient", subject=subject, reason=told, now=now)
-            them = person(connection, pid).pseudonyms
-            was_locked = _locked(connection, them)
-            if named_by and was_locked:
-                connection.execute(update(patient).where(patient.c.pid.in_(them)).values(locked=False))
-                _note_lock(connection, them, was_locked, False, named_by, by=by, now=now)
-
-        self._database.write(reassign)
+        self._database.write(free_all)
 
 
 def person(connection: Connection, pid: str) -> Person:
@@ -137,6 +128,14 @@ def person(connection: Connection, pid: str) -> Person:
 def is_same_person(connection: Connection, one: str, other: str) -> bool:
     """Say whether two pseudonyms belong to one person."""
     return one == other or other in person(connection, one).pseudonyms
+
+
+def free(connection: Connection, pids: frozenset[str], *, named_by: str, by: str, now: datetime) -> None:
+    """Take these pseudonyms of one person out of the locked set, where frozen corpora name the person."""
+    was_locked = _locked(connection, pids)
+    if named_by and was_locked:
+        connection.execute(update(patient).where(patient.c.pid.in_(pids)).values(locked=False))
+        _note_lock(connection, pids, was_locked, False, named_by, by=by, now=now)
 
 
 def _plan(connection: Connection, gone: str, kept: str) -> Merge:

@@ -88,6 +88,11 @@ class Results:
         """Give the newest result of a study; None when there is none."""
         return next(reversed(self.of_study(study_uid)), None)
 
+    def models(self) -> list[str]:
+        """Name every model version that has answered a study, sorted."""
+        with self._database.read() as connection:
+            return sorted(connection.scalars(select(result.c.model_id).distinct()))
+
     def is_ours(self, original_sop_uid: str) -> bool:
         """Say whether a SOP Instance UID is one that this node ever gave a document."""
         with self._database.read() as connection:

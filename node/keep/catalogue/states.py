@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, or_, select, true, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select, true, update
 
 from node.errors import IdentityConflict, NotFound, NotToBeAnswered, StoreBusy
 from node.keep.catalogue.patients import is_same_person
-from node.keep.catalogue.schema import delivery, held, instance, result, study
+from node.keep.catalogue.schema import delivery, held, history, instance, result, study
 from node.keep.database import insert_if_absent
 from node.keep.records import DeliveryState, Hold, Purpose, StudyState
 
@@ -27,6 +27,8 @@ SENT_AGAIN = "sent again after it was removed"
 """Reason of a study in `receiving` whose results are known from before."""
 SET_ASIDE = "unanswered when the backup of "
 """Begins the reason of a study of which a restored site does not know whether it was answered since."""
+GIVEN = "study given to another patient"
+"""In the history, under the study's UID: it was sent under a wrong patient."""
 REFUSED_AFTER_REMOVAL = timedelta(minutes=10)
 """Longer than any instance is on its way between vault and catalogue."""
 AT_REST = (
@@ -145,6 +147,16 @@ def image_came_again(connection: Connection, uid: str, *, purpose: Purpose, call
     known = connection.scalar(select(study.c.purpose).where(study.c.uid == uid))
     if purpose is Purpose.ANSWER and known == Purpose.LEARN:
         image_came(connection, uid, purpose=purpose, calling_ae=calling_ae, now=now)
+
+
+def given(connection: Connection, uid: str, *, now: datetime) -> None:
+    """Let a study that was answered, or is being, be answered for the patient whose it is now: as by a late image."""
+    known = select(study.c.state, study.c.purpose, study.c.calling_ae).where(study.c.uid == uid)
+    row = connection.execute(known.with_for_update(key_share=True)).one_or_none()
+    if row is None or row.purpose != Purpose.ANSWER or row.state == StudyState.REMOVED:
+        return
+    if row.state in IN_WORK or connection.scalar(select(exists().where(result.c.study_uid == uid))):
+        image_came(connection, uid, purpose=Purpose.ANSWER, calling_ae=row.calling_ae, now=now)
 
 
 def _new_round(connection: Connection, uid: str, *, now: datetime, where: ColumnElement[bool], **also: Any) -> bool:
@@ -378,7 +390,10 @@ def content(connection: Connection, uid: str) -> str:
     belongs = held.c.reason.in_(HELD_AS_CONTENT), held.c.sop_uid != ""
     uids = set(connection.scalars(select(instance.c.sop_uid).where(instance.c.study_uid == uid)))
     uids |= set(connection.scalars(select(held.c.sop_uid).where(held.c.study_uid == uid, *belongs)))
-    return hashlib.sha256("\n".join(sorted(uids)).encode()).hexdigest()
+    # results of studies that stayed with their patient keep the digest they have always had
+    times = connection.scalar(select(func.count()).where(history.c.subject == uid, history.c.what == GIVEN))
+    told = [*sorted(uids), *([f"given {times}"] if times else [])]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
 
 def _was_answered(connection: Connection, uid: str) -> bool:

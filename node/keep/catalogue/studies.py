@@ -9,9 +9,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, Select, and_, exists, func, or_, select, update
 
 from node.keep.catalogue import history, states
+from node.keep.catalogue.patients import PERSONS_LOCK, free, person
 from node.keep.catalogue.schema import delivery, held, instance, patient, study
 from node.keep.catalogue.schema import history as acts
-from node.keep.database import Database
+from node.keep.database import Database, insert_if_absent, one_at_a_time
 from node.keep.records import DeliveryState, Purpose, Study, StudyState
 
 OPEN = (
@@ -127,6 +128,8 @@ class Studies:
     def content(self, uid: str) -> str:
         """Digest what the study consists of: the sorted UIDs of its images and of those held that surely belong to it.
 
+        A study that was given to another patient is another one from then on, though its images are the same.
+
         Read it before the images: what comes in between then makes another content, never a lost one.
         """
         with self._database.read() as connection:
@@ -223,6 +226,37 @@ class Studies:
             history.note(connection, by=by, what=REOPENED, subject=uid, reason=reason, now=now)
 
         self._database.write(reopen)
+
+    def reassign(self, uid: str, pid: str, *, locked: bool, named_by: str, by: str, reason: str, now: datetime) -> None:
+        """Enter a study and its images under another patient, because it was sent under a wrong one. No file moves.
+
+        A study that was answered, or is being, gets a round of its own for the patient whose it is. A study of this patient
+        stays as it is.
+
+        Parameters
+        ----------
+        locked
+            Whether the patient belongs to the locked set, should it never have been seen before.
+        named_by
+            The frozen corpora that name the earlier patient, "" for none: the images may have trained, so the later one leaves
+            the locked set.
+        """
+
+        def reassign(connection: Connection) -> None:
+            one_at_a_time(connection, PERSONS_LOCK)
+            before = connection.scalar(select(study.c.pid).where(study.c.uid == uid).with_for_update(key_share=True))
+            if before == pid:
+                return
+            insert_if_absent(connection, patient, pid=pid, person=pid, locked=locked, first_at=now)
+            connection.execute(update(study).where(study.c.uid == uid).values(pid=pid))
+            connection.execute(update(instance).where(instance.c.study_uid == uid).values(pid=pid))
+            told = f"from {before} to {pid}: {reason}"
+            for subject in (uid, str(before), pid):
+                history.note(connection, by=by, what=states.GIVEN, subject=subject, reason=told, now=now)
+            free(connection, person(connection, pid).pseudonyms, named_by=named_by, by=by, now=now)
+            states.given(connection, uid, now=now)
+
+        self._database.write(reassign)
 
 
 def _select() -> Select[Any]:
