@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from node.errors import NotFound
+from node.errors import BadSettings, NotFound
 from node.settings import Settings, load
 
 if TYPE_CHECKING:
@@ -181,6 +181,11 @@ def run_role(context: typer.Context, config: Config = DEFAULT_CONFIG) -> None:
     from node.metrics.serve import Health, serving
 
     site = load(config)
+    if missing := _missing():
+        raise BadSettings(
+            f"this machine cannot train: {', '.join(missing)} is not installed. Install the extra `cpu` or `gpu`, or run "
+            "`osteon schedule` on another machine"
+        )
     logs.configure(role="schedule")
     registry, health = new_registry(site.storage), Health()
     with daemon.stop_on_signals() as stop, _catalogue(site) as catalogue, _Role(site, config, catalogue) as role:
@@ -324,18 +329,22 @@ class _Watching:
             typer.echo(said)
 
 
-def unfit(site: Settings) -> Iterator[tuple[bool, str]]:
-    """Say what keeps a schedule of these settings from running here, and whether that is an error, for `osteon check`."""
+def _missing() -> list[str]:
+    """Name the libraries without which nothing is trained here; they are looked for, not loaded."""
     from importlib.util import find_spec
 
+    return [name for name in ("apscheduler", "torch", "torchvision") if find_spec(name) is None]
+
+
+def unfit(site: Settings) -> Iterator[tuple[bool, str]]:
+    """Say what keeps a schedule of these settings from running here, and whether that is an error, for `osteon check`."""
     from models.errors import OsteonError
     from training import machine
     from training.recipe import named
 
     if not site.schedule:
         return
-    missing = [name for name in ("apscheduler", "torch", "torchvision") if find_spec(name) is None]
-    if missing:
+    if missing := _missing():
         told = "let another machine of this catalogue run them, or install the extra `cpu` or `gpu`"
         yield False, f"schedules are not run on this machine: {', '.join(missing)} is not installed; {told}"
         return

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -243,24 +244,29 @@ def _keys(site: Settings) -> tuple[bytes, bytes]:
 
 @contextmanager
 def _stores(site: Settings) -> Iterator[Stores]:
-    """Open what is saved, after a look whether the keys are the ones of these stores."""
+    """Open what is saved."""
     from node.keep.backup import Stores
     from node.keep.catalogue import Catalogue
     from node.keep.database import Database
-    from node.keep.vault import METADATA, Vault
+    from node.keep.vault import METADATA
 
-    mine = whose(site)
-    vault = Vault.open(site.storage.vault, _keys(site)[1])
-    try:
-        vault.check_site(mine.site)
-    finally:
-        vault.close()
+    _whose_stores(site)  # wrong keys are told before anything is opened or waited for
     rows = Database.open(site.storage.vault, METADATA)
     try:
         with Catalogue.open(site.storage.catalogue) as catalogue:
-            yield Stores(site.storage.root, catalogue.database, rows, METADATA, mine)
+            yield Stores(site.storage.root, catalogue.database, rows, METADATA, partial(_whose_stores, site))
     finally:
         rows.close()
+
+
+def _whose_stores(site: Settings) -> Whose:
+    """Tell whose the stores are, after a look whether the keys are the ones of these stores."""
+    from node.keep.vault import Vault
+
+    mine = whose(site)
+    with Vault.open(site.storage.vault, _keys(site)[1]) as vault:
+        vault.check_site(mine.site)
+    return mine
 
 
 def spelt(size: int) -> str:

@@ -88,7 +88,8 @@ class Stores:
     catalogue: Database
     vault: Database
     vault_tables: MetaData
-    whose: Whose
+    whose: Callable[[], Whose]
+    """Holds the keys against the stores and tells whose they are; asked when nobody can change the key of the vault any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +127,12 @@ def make(stores: Stores, folder: Path, *, copy_archive: bool = False, now: datet
         There is not room enough, by what the stores take now.
     BadSettings
         Another backup writes into `folder` now.
+    BadKey, RotationUnfinished
+        The keys are not those of the stores.
     """
     durable.make_folder(folder)
     with _alone(folder), turns.looking(stores.root):
+        whose = stores.whose()  # within the turn: a rotation of the key that was waited for has sealed everything with another
         for left in folder.glob(".*.partial"):
             shutil.rmtree(left)
         previous = next(reversed(sets(folder)), None)
@@ -146,7 +150,7 @@ def make(stores: Stores, folder: Path, *, copy_archive: bool = False, now: datet
                 "format": FORMAT,
                 "osteon": node.__version__,
                 "made_at": now.astimezone(UTC).isoformat(),
-                "whose": asdict(stores.whose),
+                "whose": asdict(whose),
                 "counts": maker.counts,
                 "files": dict(sorted(maker.files.items())),
             }
@@ -485,8 +489,7 @@ def _put_rows(
         if file == CATALOGUE:
             connection.execute(delete(role))  # processes of the lost machine
             put_row(connection, flag, name="answers", value="paused")
-            told_why = f"unanswered when the backup of {one.made_at:%Y-%m-%d %H:%M} UTC was made, maybe answered since: "
-            states.set_aside(connection, reason=told_why + "`osteon reply study` answers it by hand", now=now)
+            states.set_aside(connection, made_at=one.made_at, now=now)
             reason = f"restored from {one.folder.name}, made {one.made_at:%Y-%m-%d %H:%M} UTC"
             history.note(connection, by=by, what="answers: paused", subject="answers", reason=reason, now=now)
 

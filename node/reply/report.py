@@ -79,8 +79,8 @@ from node.settings import Inference, Report
 
 SOP_CLASSES = (Comprehensive3DSRStorage, ComprehensiveSRStorage, EnhancedSRStorage)
 """What one tree is legal as; the first that the destination accepts is sent."""
-REPORT_FORMAT = 1
-"""Counts the changes of what a document says or how; enters its UIDs."""
+_NO_UID = "2.25.0"
+"""Stands in a document's own places until its UIDs are known."""
 
 _BUILDERS = {
     Comprehensive3DSRStorage: hd.Comprehensive3DSR,
@@ -322,48 +322,45 @@ def build(
     sources = sorted(images, key=lambda image: image.original_sop_uid)
     if not sources:
         raise Unreportable("no image of the study can be referenced; an SR needs at least one")
-    derived = (
-        sop_class_uid,
-        study.original_study_uid,
-        findings.model_id,
-        findings.digest,
-        result.settings_digest,
-        str(REPORT_FORMAT),
-        *(image.original_sop_uid for image in sources),
-        f"edition {edition}",
-        *sorted(old.sop_uid for old in predecessors),
-    )
-    series_uid, sop_uid, tracking_uid = (keys.report_uid(kind, *derived) for kind in ("series", "instance", "tracking"))
     created = result.created_at.astimezone(zone).replace(microsecond=0)
     scored = {image.sop_uid: image for image in findings.images}
-
-    sr: Dataset = _BUILDERS[UID(sop_class_uid)](
-        evidence=[_evidence(study, image) for image in sources],
-        content=_tree(findings, sources, scored, node=node, settings=settings, tracking_uid=tracking_uid)[0],
-        series_instance_uid=series_uid,
-        series_number=settings.series_number + result.run - 1,
-        sop_instance_uid=sop_uid,
-        instance_number=1,
-        manufacturer=node.manufacturer,
-        manufacturer_model_name=node.model_name,
-        device_serial_number=node.serial,
-        software_versions=node.software_version,
-        series_description=_series_description(findings, settings, created),
-        content_date=created.date(),
-        content_time=created.time(),
-        content_qualification="RESEARCH",
-        is_complete=True,
-        is_final=False,
-        is_verified=False,
-        coding_schemes=_declared_schemes(findings),
-        previous_versions=[_predecessor(study, old) for old in predecessors] or None,
-    )
-    _set_clocks(sr, created)
-    for item in _items(sr):
-        if item.ValueType == "CONTAINER":
-            item.ContinuityOfContent = "SEPARATE"
-    _refuse_non_ascii(sr)
     original = [*study.patient, *study.study, *([study.character_set] if study.character_set else [])]
+
+    def document(series_uid: str, sop_uid: str, tracking_uid: str) -> Dataset:
+        sr: Dataset = _BUILDERS[UID(sop_class_uid)](
+            evidence=[_evidence(study, image) for image in sources],
+            content=_tree(findings, sources, scored, node=node, settings=settings, tracking_uid=tracking_uid)[0],
+            series_instance_uid=series_uid,
+            series_number=settings.series_number + result.run - 1,
+            sop_instance_uid=sop_uid,
+            instance_number=1,
+            manufacturer=node.manufacturer,
+            manufacturer_model_name=node.model_name,
+            device_serial_number=node.serial,
+            software_versions=node.software_version,
+            series_description=_series_description(findings, settings, created),
+            content_date=created.date(),
+            content_time=created.time(),
+            content_qualification="RESEARCH",
+            is_complete=True,
+            is_final=False,
+            is_verified=False,
+            coding_schemes=_declared_schemes(findings),
+            previous_versions=[_predecessor(study, old) for old in predecessors] or None,
+        )
+        _set_clocks(sr, created)
+        for item in _items(sr):
+            if item.ValueType == "CONTAINER":
+                item.ContinuityOfContent = "SEPARATE"
+        _refuse_non_ascii(sr)
+        return sr
+
+    # Built once without its UIDs: they are made of all its bytes, also of those that the node does not remember having sent
+    # (its time, its demographics, the libraries' part): a site that was restored from a backup has forgotten what left since.
+    nameless = _part10(document(*[_NO_UID] * 3), original, ExplicitVRLittleEndian)
+    derived = hashlib.sha256(nameless).hexdigest(), findings.digest, result.settings_digest, f"edition {edition}"
+    series_uid, sop_uid, tracking_uid = (keys.report_uid(kind, *derived) for kind in ("series", "instance", "tracking"))
+    sr = document(series_uid, sop_uid, tracking_uid)
     explicit = _part10(sr, original, ExplicitVRLittleEndian)
     return Built(
         bytes=explicit,

@@ -101,6 +101,24 @@ def test_the_replier_can_write_wherever_verbs_and_retention_do(services: dict[st
     assert "hostname" in services["schedule"], "its runs are known by it after a start anew"
 
 
+def test_every_role_sees_who_was_learned_from_and_what_is_at_work(services: dict[str, dict[str, Any]]) -> None:
+    """A merge looks through the frozen corpora of versions and runs, retention for a run at work; no folder would mean none."""
+    for role, models in (("receive", "ro"), ("reply", "rw")):
+        mounted = {volume.split(":")[1]: volume for volume in services[role]["volumes"]}
+        assert mounted["/srv/osteon/data/models"] == f"models:/srv/osteon/data/models:{models}"
+        assert mounted["/srv/osteon/data/runs"] == "runs:/srv/osteon/data/runs:ro"
+        assert mounted["/srv/osteon/data/archive"] == "archive:/srv/osteon/data/archive:rw"
+
+
+def test_the_receiver_has_the_memory_that_its_settings_can_ask_for(services: dict[str, dict[str, Any]]) -> None:
+    """About three times what can be on its way at once (docs/operations.md, section 11), and something for the process itself."""
+    node = load(DEPLOY / "compose" / "ae_config.toml").node
+    given = str(services["receive"]["mem_limit"]).lower()
+    limit_mb = int(given.removesuffix("g")) * 1024 if given.endswith("g") else int(given) >> 20
+    assert 3 * node.max_associations * node.max_object_mb + 512 <= limit_mb
+    assert all(caller.max_associations < node.max_associations for caller in node.callers)
+
+
 def test_the_settings_of_the_compose_file_load_and_the_trainer_has_no_place_for_keys() -> None:
     node, trainer = load(DEPLOY / "compose" / "ae_config.toml"), load(DEPLOY / "compose" / "trainer.toml")
     assert node.storage.root == trainer.storage.root

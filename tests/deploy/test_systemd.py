@@ -105,6 +105,13 @@ def test_a_role_is_started_again_unless_its_settings_are_wrong(service: str) -> 
     assert unit["StartLimitIntervalSec"] == ["0"]
 
 
+def test_the_target_brings_the_scheduler_only_where_a_person_enabled_it() -> None:
+    """A machine that was installed without torch has nothing to train with."""
+    target = settings("osteon.target")
+    assert target["Wants"] == ["osteon-receive.service osteon-reply.service"]
+    assert settings("osteon-schedule.service")["WantedBy"] == ["osteon.target"]
+
+
 def test_every_folder_that_a_unit_writes_to_is_made_by_tmpfiles() -> None:
     made = {line.split()[1] for line in (UNITS / "osteon.tmpfiles.conf").read_text().splitlines() if line[:2] in ("d ", "f ")}
     written = {place for service in SERVICES for line in settings(service).get("ReadWritePaths", []) for place in line.split()}
@@ -115,7 +122,7 @@ def test_every_folder_that_a_unit_writes_to_is_made_by_tmpfiles() -> None:
 @pytest.mark.parametrize(
     ("verb", "unit", "keys"),
     [
-        ("status", "osteon-receive.service", ("site.key", "vault.key")),
+        ("status", "osteon-receive.service", ("site.key", "vault.key", "tls.key", "pacs.passcode")),
         ("check", "osteon-receive.service", ("site.key.cred", "vault.key.cred", "new.key")),
         ("train", "osteon-schedule.service", ("site.key", "vault.key")),
         ("schedule", "osteon-schedule.service", ("site.key", "vault.key")),
@@ -126,7 +133,7 @@ def test_a_verb_by_hand_runs_as_the_unit_does_that_would(verb: str, unit: str, k
     for name in keys:
         (tmp_path / "keys" / name).touch()
     script = tmp_path / "osteon"
-    script.write_text((UNITS / "osteon-verb.sh").read_text().replace("/etc/osteon/keys", str(tmp_path / "keys")))
+    script.write_text((UNITS / "osteon-verb.sh").read_text().replace("/etc/osteon", str(tmp_path)))
     (tmp_path / "systemd-run").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     (tmp_path / "systemd-run").chmod(0o755)
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
@@ -139,8 +146,32 @@ def test_a_verb_by_hand_runs_as_the_unit_does_that_would(verb: str, unit: str, k
     assert {f"--uid={wanted['User'][0]}", f"--gid={wanted['Group'][0]}"} <= set(words)
     loaded = {word.partition("=")[2] for word in words if "=LoadCredential" in word}
     sealed = {f"LoadCredentialEncrypted={name[:-5]}:{tmp_path}/keys/{name}" for name in keys if name.endswith(".cred")}
-    plain = {f"LoadCredential={name}:{tmp_path}/keys/{name}" for name in keys if name.endswith(".key")}
+    plain = {f"LoadCredential={name}:{tmp_path}/keys/{name}" for name in keys if not name.endswith(".cred")}
     assert loaded == ((sealed | plain) if "LoadCredential" in wanted else set())
+
+
+@pytest.mark.parametrize(
+    ("verb", "settings", "passwords"), [("check", "ae_config.toml", "pgpass"), ("train", "trainer.toml", "trainer.pgpass")]
+)
+def test_a_verb_by_hand_has_the_settings_the_password_and_the_directory_that_it_needs(
+    verb: str, settings: str, passwords: str, tmp_path: Path
+) -> None:
+    (tmp_path / "keys").mkdir()
+    for name in ("trainer.toml", "keys/pgpass", "keys/trainer.pgpass"):
+        (tmp_path / name).touch()
+    script = tmp_path / "osteon"
+    script.write_text((UNITS / "osteon-verb.sh").read_text().replace("/etc/osteon", str(tmp_path)))
+    (tmp_path / "systemd-run").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "systemd-run").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["sh", str(script), verb]
+    told = subprocess.run(command, check=True, capture_output=True, text=True, env=environment, cwd=tmp_path).stdout
+    words = told.splitlines()
+    (unit,) = [word.partition("=")[2] for word in words if word.startswith("--unit=")]
+    assert f"--setenv=OSTEON_CONFIG={tmp_path}/{settings}" in words
+    assert f"--property=LoadCredential=pgpass:{tmp_path}/keys/{passwords}" in words
+    assert f"--setenv=PGPASSFILE=/run/credentials/{unit}.service/pgpass" in words
+    assert f"--property=WorkingDirectory=-{tmp_path}" in words
 
 
 def test_the_script_for_verbs_by_hand_is_clean() -> None:

@@ -54,6 +54,24 @@ def test_the_settings_of_a_trainer_load_and_name_no_key_and_no_peer() -> None:
     assert (settings.node.callers, settings.pacs) == ([], [])
 
 
+def test_readme_unit_and_scripts_name_the_same_settings_and_password_file() -> None:
+    systemd = TRAINER.parent / "systemd"
+    readme, drop_in = (TRAINER / "README.md").read_text("utf-8"), (systemd / "drop-ins" / "database.conf").read_text("utf-8")
+    settings, passwords = "/etc/osteon/trainer.toml", "/etc/osteon/keys/trainer.pgpass"
+    assert f"--config {settings}" in drop_in
+    assert f"LoadCredential=pgpass:{passwords}" in drop_in
+    assert f"deploy/trainer/ae_config.toml {settings}" in readme
+    assert passwords in readme
+    assert settings in (TRAINER / "osteon-train.sbatch").read_text("utf-8")
+    unit = (systemd / "osteon-schedule.service").read_text("utf-8")
+    folders = [place for line in unit.splitlines() if line.startswith("ReadWritePaths=") for place in line[15:].split()]
+    assert folders
+    assert all(place in readme for place in folders), "the unit does not start without them"
+    assert {f"deploy/systemd/{name}" for name in ("osteon-schedule.service", "drop-ins/database.conf", "osteon-verb.sh")} <= set(
+        readme.split()
+    )
+
+
 def test_the_batch_script_starts_one_process_and_is_clean() -> None:
     script = TRAINER / "osteon-train.sbatch"
     text = script.read_text()

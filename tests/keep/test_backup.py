@@ -7,6 +7,7 @@ import gzip
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
@@ -21,7 +22,7 @@ from tiny_model import promote_tiny
 from models import durable
 from node.commands import check
 from node.demo.pacs import Pacs
-from node.keep import backup, dump
+from node.keep import backup, dump, turns
 from node.keep.records import Hold, StudyState
 from node.keep.vault import METADATA
 
@@ -121,6 +122,56 @@ def test_what_was_answered_after_the_set_was_made_is_not_answered_with_another_d
     assert new.state(images[0]) is StudyState.EXPIRED
     assert new.state(stored[0]) is StudyState.DELIVERED
     assert new.reports() == before, "neither a second document nor other bytes under the UID of the first"
+
+
+def test_what_a_person_has_answered_again_has_a_uid_of_its_own(old: Machine, new: Machine, tmp_path: Path) -> None:
+    """The lost site's answer of the same model to the same images has another time in it: never other bytes under its UID."""
+    promote_tiny(old.root / "models")
+    images = study(patient=1)
+    old.send(*images)
+    made = old.backup(tmp_path / "sets")
+    old.work()
+    ((first, before),) = old.reports().items()
+
+    new.restore(made)
+    bring_archive(old, new)
+    new.osteon("reply", "resume", "--reason", "restored")
+    until(lambda: datetime.now().astimezone().strftime("%H%M%S") != before.ContentTime)
+    new.osteon("reply", "study", images[0].AccessionNumber, "--reason", "nobody saw the first")
+    new.work()
+    after = new.reports()
+    assert after[first] == before
+    assert len(after) == 2
+    assert {one.ContentTime for one in after.values()} != {before.ContentTime}
+
+
+def test_a_late_image_that_was_answered_after_the_set_was_made_is_left_to_a_person(
+    old: Machine, new: Machine, tmp_path: Path
+) -> None:
+    promote_tiny(old.root / "models")
+    images = study(patient=1)
+    old.osteon("reply", "pause", "--reason", "test")
+    old.send(images[0])
+    old.work()
+    old.send(images[1])  # late: the result of the first one stands in the set
+    made = old.backup(tmp_path / "sets")
+    old.osteon("reply", "resume", "--reason", "test")
+    old.work()
+    before = old.reports()
+    assert len(before) == 2
+
+    new.restore(made)
+    bring_archive(old, new)
+    promote_tiny(new.root / "models", slope=3.0)  # another model would say it otherwise
+    new.osteon("reply", "resume", "--reason", "restored")
+    new.work()
+    assert new.reports() == before
+    assert new.state(images[0]) is StudyState.EXPIRED
+    assert "maybe answered since" in new.osteon("status", "--study", images[0].AccessionNumber)
+    new.osteon("reply", "study", images[0].AccessionNumber, "--reason", "by hand")
+    new.work()
+    assert new.state(images[0]) is StudyState.DELIVERED
+    assert len(new.reports()) == 3
 
 
 # --- what is in a set --------------------------------------------------------------------------------------------------------
@@ -240,6 +291,32 @@ def test_a_backup_cut_short_leaves_no_set_and_the_next_one_clears_up(
     made = old.backup(tmp_path / "sets")
     assert not list((tmp_path / "sets").glob(".*.partial"))
     assert backup.verify(made) == []
+
+
+def test_a_backup_that_waits_for_a_rotation_of_the_key_does_not_name_the_old_one(
+    old: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It found the old key in force, for a rotation first opens everything with it; then it would copy rows of the new one."""
+    old.send(*study(patient=1))
+    new_key, rotated, looking = old.folder / "keys" / "new.key", [], turns.looking
+
+    @contextmanager
+    def looking_after_a_rotation(root: Path) -> Iterator[None]:
+        if not rotated:
+            rotated.append(old.osteon("vault", "rotate", "--new-key", str(new_key), "--reason", "test"))
+        with looking(root):
+            yield
+
+    monkeypatch.setattr(turns, "looking", looking_after_a_rotation)
+    assert "not the key that sealed this vault" in old.osteon("backup", "--to", str(tmp_path / "sets"), code=2)
+    assert rotated
+    assert backup.sets(tmp_path / "sets") == []
+
+    old.config.write_text(old.config.read_text().replace("keys/vault.key", "keys/new.key"))
+    made = old.backup(tmp_path / "sets")
+    new = empty_machine(tmp_path / "new", old)
+    new.config.write_text(new.config.read_text().replace("keys/vault.key", "keys/new.key"))
+    new.restore(made)
 
 
 # --- where a set may lie, and whether there is room --------------------------------------------------------------------------

@@ -296,6 +296,24 @@ def test_the_backup_makes_a_set_that_opens_while_the_roles_run(machine: tuple[Ma
     assert re.search(r"ok +backup +the last one is 0\.0 days old", checked)
 
 
+def test_a_verb_by_hand_finds_relative_paths_and_is_handed_the_password_file(machine: tuple[Machine, int]) -> None:
+    inside, _port = machine
+    passwords, program = inside.root / "etc/osteon/keys/pgpass", inside.root / "opt/osteon/bin/osteon"
+    passwords.write_text("db:5432:*:osteon:word\n")
+    passwords.chmod(0o600)
+    kept = program.read_text()
+    program.write_text('#!/bin/sh\npwd\nid -un\ncat "${PGPASSFILE:-/dev/null}"\n')
+    try:
+        told = [inside.run("sh", "-c", f"cd {folder} && {VERB} status").split() for folder in ("/etc/osteon", "/root")]
+        told.append(inside.run("sh", "-c", f"cd /etc && {VERB} train status").split())
+    finally:
+        program.write_text(kept)
+        passwords.unlink()
+    assert told[0] == ["/etc/osteon", "osteon", "db:5432:*:osteon:word"]
+    assert told[1] == ["/", "osteon", "db:5432:*:osteon:word"], "root's own folder is closed to osteon"
+    assert told[2] == ["/etc", "osteon-train"], "the node's password is not the trainer's"
+
+
 def test_the_vaults_key_can_be_changed(machine: tuple[Machine, int]) -> None:
     inside, _port = machine
     keys = inside.root / "etc/osteon/keys"

@@ -351,13 +351,17 @@ def test_uids_follow_what_makes_another_document(images: list[bytes]) -> None:
     first = uids()
     assert len(set(first)) == 3
     assert all(uid.startswith("2.25.") and len(uid) <= 44 for uid in first)
-    old = answers.document(images).document
+    old, one = answers.document(images).document, answers.identity(images[0])
     others = [
         uids(edition=1),
         uids(sop_class_uid=ComprehensiveSRStorage),
         uids(finding={"model_id": "ewing-0008"}),
         uids(finding={"probabilities": (0.9, 0.1)}),
         uids(predecessors=[old]),
+        uids(zone=timezone(timedelta(hours=5, minutes=30))),
+        uids(node=answers.report.NodeName.of("OSTEON", keys=answers.KEYS, version="another")),
+        uids(study=dataclasses.replace(answers.study_identity(one), patient=())),
+        uids(result=answers.result(answers.findings([one]), created_at=datetime(2026, 3, 6, tzinfo=UTC))),
     ]
     assert len({uid for each in (first, *others) for uid in each}) == 3 * (1 + len(others))
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from node.commands import check, serve
 from node.commands.init import init_site
 from node.commands.status import status as node_status
+from node.errors import BadSettings
 from node.keep.catalogue import Catalogue
 from node.keep.records import Role
 from node.settings import load
@@ -176,6 +177,14 @@ def test_settings_named_before_the_verb_are_not_passed_over(site: Path) -> None:
     done = CliRunner().invoke(verbs.schedule_app, ["--config", str(site), "pause", "nightly", "--reason", "which site?"])
     assert done.exit_code == 2
     assert "after the verb" in done.output
+
+
+def test_the_scheduler_does_not_start_where_nothing_can_be_trained(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends with exit code 2 (final): the unit is not started again and again."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "apscheduler" else name)
+    done = CliRunner().invoke(verbs.schedule_app, ["--config", str(site)])
+    assert isinstance(done.exception, BadSettings)
+    assert "apscheduler is not installed" in str(done.exception)
 
 
 def test_check_names_a_schedule_that_cannot_run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,8 @@ from node.keep.records import DeliveryState, Hold, Purpose, StudyState
 BEING_REMOVED = "being removed, as [storage.keep_days] says"
 SENT_AGAIN = "sent again after it was removed"
 """Reason of a study in `receiving` whose results are known from before."""
+SET_ASIDE = "unanswered when the backup of "
+"""Begins the reason of a study of which a restored site does not know whether it was answered since."""
 GIVEN = "study given to another patient"
 """In the history, under the study's UID: it was sent under a wrong patient."""
 REFUSED_AFTER_REMOVAL = timedelta(minutes=10)
@@ -247,12 +249,19 @@ def expire(connection: Connection, due: ColumnElement[bool], *, now: datetime) -
     return [uid for uid in uids if change(connection, uid, StudyState.EXPIRED, now=now, where=due, reason=reason)]
 
 
-def set_aside(connection: Connection, *, reason: str, now: datetime) -> int:
-    """Leave every study without a result to a person: the site was restored, and it may have been answered since."""
+def set_aside(connection: Connection, *, made_at: datetime, now: datetime) -> int:
+    """Leave what had no result when the backup was made to a person: it may have been answered since.
+
+    A result that stands leaves first: a study that had an image more than it was answered for expires after that.
+    """
+    reason = f"{SET_ASIDE}{made_at:%Y-%m-%d %H:%M} UTC was made, maybe answered since: `osteon reply study` answers it by hand"
     unanswered = (StudyState.RECEIVING, StudyState.COMPLETE, StudyState.INFERRING, StudyState.WAITING, StudyState.FAILED)
     these = and_(study.c.purpose == Purpose.ANSWER, study.c.state.in_(unanswered))
     uids = connection.scalars(select(study.c.uid).where(these)).all()
-    return sum(change(connection, uid, StudyState.EXPIRED, now=now, where=these, reason=reason) for uid in uids)
+    more_came = and_(study.c.late, study.c.state.in_((StudyState.INFERRED, StudyState.DELIVERING)))
+    connection.execute(update(study).where(more_came).values(late=False, reason=reason))
+    aside = {"reason": reason, "late": False}
+    return sum(change(connection, uid, StudyState.EXPIRED, now=now, where=these, **aside) for uid in uids)
 
 
 # --- a replier works -----------------------------------------------------------------------------------------------------------
@@ -354,19 +363,24 @@ def reopen(connection: Connection, uid: str, *, now: datetime) -> None:
 def deliver(connection: Connection, uid: str, *, now: datetime) -> None:
     """Move an inferred study, whose delivery rows are written, to `delivering`; further when nothing is left to send."""
     inferred = and_(study.c.state == StudyState.INFERRED, study.c.purpose == Purpose.ANSWER)
-    if change(connection, uid, StudyState.DELIVERING, now=now, where=inferred):
+    if change(connection, uid, StudyState.DELIVERING, now=now, where=inferred, reason=study.c.reason):  # of `set_aside`
         settle(connection, uid, now=now)
 
 
 def settle(connection: Connection, uid: str, *, now: datetime) -> None:
-    """See whether a delivering study is through: all sent and nothing late, or late and nothing on its way any more."""
+    """See whether a delivering study is through: all sent and nothing late, or late and nothing on its way any more.
+
+    One that was set aside is through as well, but not answered in full: a person asks for the rest.
+    """
     delivering = study.c.state == StudyState.DELIVERING
     late = connection.scalar(select(study.c.late).where(study.c.uid == uid, delivering).with_for_update(key_share=True))
     if late and not _has_deliveries(connection, uid, [DeliveryState.PENDING]):
         # also with a dead or held row: a destination that cannot be reached must not keep a new image from the others
         _new_round(connection, uid, now=now, where=delivering)
     elif late is False and not _has_deliveries(connection, uid, [s for s in DeliveryState if s is not DeliveryState.SENT]):
-        change(connection, uid, StudyState.DELIVERED, now=now, where=and_(delivering, study.c.late.is_(False)))
+        through, aside = and_(delivering, study.c.late.is_(False)), study.c.reason.startswith(SET_ASIDE)
+        if not change(connection, uid, StudyState.EXPIRED, now=now, where=and_(through, aside), reason=study.c.reason):
+            change(connection, uid, StudyState.DELIVERED, now=now, where=through)
 
 
 # --- what a study has ----------------------------------------------------------------------------------------------------------
