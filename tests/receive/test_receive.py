@@ -50,7 +50,7 @@ def test_an_address_that_is_taken_is_said_in_one_line(site: Path) -> None:
 
 
 def test_a_receiver_that_listens_no_more_ends_instead_of_looking_alive(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "configure", lambda: None)
+    monkeypatch.setattr(logs, "configure", lambda **_role: None)
     ends = lambda self: setattr(self, "_BaseServer__shutdown_request", True)  # noqa: E731  its loop returns after one turn
     monkeypatch.setattr(association._Server, "service_actions", ends)
     with pytest.raises(RuntimeError, match="listener has ended"):
