@@ -44,8 +44,17 @@ class Quarantine:
         return self._seal.open(sealed, _context(held_id))
 
     def holds(self, held_id: str) -> bool:
-        """Say whether a sealed file stands under this id."""
-        return self._file(held_id).is_file()
+        """Say whether a sealed file stands under this id; if so, it survives a power cut on return.
+
+        It is opened, because a network file system may answer `stat` from what it saw before; and its name may be of a process
+        that was killed before it had synced the folder.
+        """
+        try:
+            self._file(held_id).open("rb").close()
+        except FileNotFoundError:
+            return False
+        durable.sync_folder(self.folder)
+        return True
 
     def discard(self, held_id: str) -> None:
         """Remove what is held for good; an id that is gone already is no error."""

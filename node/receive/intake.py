@@ -257,8 +257,12 @@ class Intake:
             taken, told = self._shelve(_pseudonymised(file, self.keys, self.rules), arrival, overruled=RELEASABLE)
         except _HoldIt as hold:
             raise NotReleasable(f"{hold.reason.value}: {hold.detail}; mend it at its source and send it again") from None
-        self.catalogue.instances.unhold(held_id, by=by, reason=reason, decision=decision, now=_now())
-        self.quarantine.discard(held_id)
+
+        def goes(_since: datetime) -> bool:
+            self.quarantine.discard(held_id)
+            return True
+
+        self.catalogue.instances.unhold(held_id, by=by, reason=reason, decision=decision, now=_now(), goes=goes)
         event(log, "instance released", **told, outcome=taken.value, held=held_id, reason=held.reason.value)
         return taken
 
@@ -295,10 +299,13 @@ class Intake:
                 "PACS, send the study again, and discard this one"
             ) from None
         own = None if held.reason is Hold.PATIENT_ID else _pseudonymised(file, self.keys, self.rules)
-        if whose == STUDY or whose in self.catalogue.patients.person(identity.pid).pseudonyms:
+        patients = self.catalogue.patients
+        theirs = patients.person(identity.pid).pseudonyms
+        is_half_given = patients.whose(held.study_uid) not in ("", *theirs)  # cut short, or the study came back otherwise
+        if whose == STUDY or (whose in theirs and not is_half_given):
             as_patient(file, identity)
             return STUDY
-        if own is not None and (whose == NEWCOMER or whose in self.catalogue.patients.person(own.instance.pid).pseudonyms):
+        if own is not None and (whose == NEWCOMER or whose in patients.person(own.instance.pid).pseudonyms):
             self._correct_study(own, identity.pid, by=by, reason=reason)
             return NEWCOMER
         raise NotReleasable(
@@ -474,16 +481,19 @@ class Intake:
         )
         is_new_file = self._seal(arrival, held)
         try:
-            self.catalogue.instances.hold(held, now=_now())
+            # asked once more under the row: its limit or a person may have taken the file before the object came anew
+            self.catalogue.instances.hold(held, now=_now(), seal=lambda: self._seal(arrival, held))
         except IdentityConflict as error:  # the catalogue knows of a patient that the vault does not
             if is_new_file:
                 self.quarantine.discard(held.id)
             return self._hold(_HoldIt(Hold.PATIENT_CONFLICT, str(error)), arrival, dataset, found)
-        self._seal(arrival, held)  # again, when its limit or a person took the file before the row said that it came anew
         return Taken.HELD, {"study": held.study_uid, "instance": held.sop_uid, "reason": held.reason.value, "held": held.id}
 
     def _seal(self, arrival: _Arrival, held: Held) -> bool:
-        """Put the object into the quarantine unless its file stands there; say whether it was put. A row alone proves no file."""
+        """Put the object into the quarantine unless its file stands there; say whether it was put. A row alone proves no file.
+
+        On return it survives a power cut, whoever put it.
+        """
         if self.quarantine.holds(held.id):
             return False
         self.vault.require_key()  # nothing is sealed with a key that was changed under this process

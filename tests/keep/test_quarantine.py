@@ -357,23 +357,49 @@ def test_a_release_that_is_refused_gives_no_study_away(site: Path, what: dict[st
         assert stores.quarantine.ids() == [held_id]
 
 
-def test_a_study_that_was_half_given_away_is_given_away_by_the_next_release(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_named", [False, True], ids=["newcomer", "by pseudonym"])
+def test_a_study_that_was_half_given_away_is_given_away_by_the_next_release(
+    site: Path, monkeypatch: pytest.MonkeyPatch, is_named: bool
+) -> None:
     """Killed between vault and catalogue."""
     take_in(site, image(PatientID="WRONG"))
     held_id = hold_one(site, image(instance=2, PatientID="RIGHT"))
     intake = Intake.open(settings.load(site))
+    whose = intake.keys.pid("HOSPITAL", "RIGHT") if is_named else "newcomer"
     monkeypatch.setattr(intake.catalogue.studies, "reassign", _killed)
     with pytest.raises(KeyboardInterrupt):
-        intake.release(held_id, by="me", reason="x", whose="newcomer")
+        intake.release(held_id, by="me", reason="x", whose=whose)
     intake.close()
     assert patient_of(site)[0] == b"RIGHT"
     intake = Intake.open(settings.load(site))
     for patient in ("WRONG", "RIGHT"):
         assert hand_in(intake, image(instance=3, PatientID=patient)) is Taken.HELD
     intake.close()
-    osteon("release", held_id, "--as-patient", "newcomer", "--reason", "x", "--yes", site=site)
+    osteon("release", held_id, "--as-patient", whose, "--reason", "x", "--yes", site=site)
     with Custody.open(settings.load(site).storage) as stores:
         assert patient_of(site) == (b"RIGHT", {stores.keys.pid("HOSPITAL", "RIGHT")}, 2)
+
+
+def test_what_comes_again_while_it_is_released_is_not_listed_without_its_file(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sender is told that it is held: then it is, or it was released in one step with its file."""
+    take_in(site, image(PatientID="RIGHT"))
+    wrong = image(instance=2, PatientID="OTHER")
+    held_id = hold_one(site, wrong)
+    intake = Intake.open(settings.load(site))
+    unhold = intake.catalogue.instances.unhold
+
+    def and_it_comes_again(*arguments: Any, **more: Any) -> bool:
+        assert hand_in(intake, wrong) is Taken.HELD
+        went = unhold(*arguments, **more)
+        assert hand_in(intake, wrong) is Taken.HELD
+        return went
+
+    monkeypatch.setattr(intake.catalogue.instances, "unhold", and_it_comes_again)
+    intake.release(held_id, by="me", reason="x", whose="study")
+    assert [held.id for held, _since in intake.catalogue.instances.held()] == intake.quarantine.ids() == [held_id]
+    intake.close()
 
 
 def _killed(*_arguments: object, **_more: object) -> None:

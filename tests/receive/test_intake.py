@@ -26,6 +26,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
+from models import durable
 from node.errors import NoSpace, NotAsAnnounced, NotFound, NotReleasable, NotUnderstood, Refused
 from node.keep.records import Hold, Purpose, StudyState
 from node.receive.intake import Intake, Taken
@@ -183,6 +184,47 @@ def test_a_held_object_whose_sealed_file_is_gone_is_sealed_again_when_it_comes_a
     assert take(intake, dataset) is Taken.HELD
     assert intake.quarantine.read(held_id) == before
     assert len(intake.catalogue.instances.held()) == 1
+
+
+def test_a_sealed_file_that_a_killed_process_left_is_on_the_disk_before_the_answer(
+    intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was killed between the rename and the sync of the folder: a power cut could still take the name away."""
+    dataset = studies.image(BurnedInAnnotation="YES")
+    monkeypatch.setattr(intake.catalogue.instances, "hold", _killed)
+    with pytest.raises(KeyboardInterrupt):
+        take(intake, dataset)
+    monkeypatch.undo()
+    synced = []
+    sync = durable.sync_folder
+    monkeypatch.setattr(durable, "sync_folder", lambda folder: (synced.append(folder), sync(folder)))
+    assert take(intake, dataset) is Taken.HELD
+    assert intake.quarantine.folder in synced
+
+
+def test_a_person_s_discard_as_it_comes_again_leaves_file_and_row_or_neither(
+    intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = studies.image(BurnedInAnnotation="YES")
+    take(intake, dataset)
+    (held_id,) = intake.quarantine.ids()
+    instances, hold = intake.catalogue.instances, intake.catalogue.instances.hold
+
+    def goes(_since: datetime) -> bool:
+        intake.quarantine.discard(held_id)
+        return True
+
+    def discarded_first(*arguments: Any, **more: Any) -> None:
+        instances.unhold(held_id, by="me", reason="x", decision="discarded", now=datetime.now(UTC), goes=goes)
+        hold(*arguments, **more)
+
+    monkeypatch.setattr(instances, "hold", discarded_first)
+    assert take(intake, dataset) is Taken.HELD
+    assert [held.id for held, _since in instances.held()] == intake.quarantine.ids() == [held_id]
+
+
+def _killed(*_arguments: object, **_more: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_study_held_for_its_modality_keeps_its_identity_for_the_answer(intake: Intake) -> None:

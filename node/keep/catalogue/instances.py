@@ -148,11 +148,16 @@ class Instances:
 
     # --- the quarantine ----------------------------------------------------------------------------------------------------
 
-    def hold(self, newcomer: Held, *, now: datetime) -> None:
+    def hold(self, newcomer: Held, *, now: datetime, seal: Callable[[], object] = lambda: None) -> None:
         """Enter an instance of the quarantine. A study that it surely belongs to moves by the late rule.
 
         The same instance held once more (the same `id`: the same entry) moves nothing, nor does one of doubtful identity; but
         from then on it is held anew, so that no limit takes it minutes after its sender was told that it is safe.
+
+        Parameters
+        ----------
+        seal
+            Asked when nobody can strike the row out: makes sure that the sealed file is there. `unhold` takes both or none.
         """
 
         def hold(connection: Connection) -> None:
@@ -165,6 +170,7 @@ class Instances:
             again = update(held).where(held.c.id == newcomer.id).values(held_at=now)
             if connection.execute(again).rowcount == 0:
                 insert_if_absent(connection, held, **values, held_at=now)
+            seal()
             if not newcomer.study_uid:
                 return
             surely = newcomer.reason in states.HELD_AS_CONTENT
