@@ -458,7 +458,10 @@ def load(file: Path) -> Settings:
     try:
         text = file.read_text("utf-8")
     except OSError as error:
-        raise BadSettings(f"{file}: cannot be read ({error.strerror}); `osteon init DIR` writes one") from None
+        raise BadSettings(
+            f"{file}: cannot be read ({error.strerror}); name the settings of the site with --config FILE or "
+            "OSTEON_CONFIG; `osteon init DIR` makes a new site"
+        ) from None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise BadSettings(f"{file}: line {line}: not UTF-8; save the file as UTF-8 text") from None

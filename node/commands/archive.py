@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Archive, catalogue, vault and quarantine held against each other: verify, repair.", no_args_is_help=True)
 
 Against = Annotated[
-    str, typer.Option("--against", help="Backup set whose hashes the files must have; the newest in [backup] folder by itself.")
+    str, typer.Option("--against", help="Backup set whose hashes the files must have; the newest in \\[backup] folder by itself.")
 ]
 SHOWN = 20
 """Findings of a kind that are listed; the rest are counted."""

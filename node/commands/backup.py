@@ -29,7 +29,7 @@ app = typer.Typer(
     help="Save catalogue, vault, quarantine, models and the list of the archive; without a further word, make a set."
 )
 
-Folder = Annotated[str, typer.Argument(metavar="[DIR]", help="Folder of the sets; [backup] folder when it is left out.")]
+Folder = Annotated[str, typer.Argument(metavar="[DIR]", help="Folder of the sets; \\[backup] folder when it is left out.")]
 
 KEPT = "keys_kept"
 
@@ -46,7 +46,7 @@ class Last:
 @app.callback(invoke_without_command=True)
 def run(
     context: typer.Context,
-    to: Annotated[str, typer.Option("--to", help="Folder of the sets; [backup] folder when it is left out.")] = "",
+    to: Annotated[str, typer.Option("--to", help="Folder of the sets; \\[backup] folder when it is left out.")] = "",
     copy_archive: Annotated[
         bool, typer.Option("--copy-archive", help="Also copy the images that DIR/archive does not have yet.")
     ] = False,
@@ -154,6 +154,7 @@ def restore(
             told=told,
         )
     Vault.open(storage.vault, _keys(site)[1]).close()  # the rows are sealed with this key indeed
+    _record(site, one)
     made, given = f"{one.made_at.astimezone():%Y-%m-%d %H:%M}", f" --config {config}"
     typer.echo(f"""\
 {one.folder.name} is restored: the site as it was on {made}. Answers are paused.
@@ -189,7 +190,7 @@ def are_keys_kept(catalogue: Catalogue, site: Settings) -> bool:
 
 
 def _record(site: Settings, made: Set) -> None:
-    """Note the set when it is whole, so that it is not in itself."""
+    """Note the set when it is whole: it is not in itself, so a restored site is told of it once more."""
     from node.keep.catalogue import Catalogue
     from node.keep.records import LAST_BACKUP
 

@@ -124,7 +124,7 @@ def _directories(site: Settings) -> Iterator[Finding]:
 
     root = site.storage.root
     if not root.is_dir():
-        yield Finding(Verdict.FAIL, "storage", f"{root} is not a directory; create it with mode 0700, or run `osteon init`")
+        yield Finding(Verdict.FAIL, "storage", f"{root} is not a directory; create it with mode 0700")
         return
     mode = stat.S_IMODE(root.stat().st_mode)
     if mode & 0o007:

@@ -27,5 +27,8 @@ def find_studies(catalogue: Catalogue, settings: Settings, typed: str) -> list[S
     hashes = (keys.accession(issuer, wanted), keys.study_id(issuer, wanted))
     hits |= {study.uid: study for study in catalogue.studies.find(accession_keys=hashes)}
     if not hits:
-        raise NotFound("no study is known under this accession number or UID; was it sent here, and did the PACS see a success?")
+        raise NotFound(
+            "no study is known under this accession number or UID; was it sent here, and did the PACS see a success? What is in "
+            "the quarantine only is found by its Study Instance UID alone: see `osteon quarantine list`"
+        )
     return sorted(hits.values(), key=lambda study: study.first_at)

@@ -74,9 +74,14 @@ def init_site(folder: Path, **sections: Mapping[str, Value] | Sequence[Mapping[s
     settings = parse(text, file)
     places = (settings.storage.site_key, settings.storage.vault_key)
     keys = [Path(place) for place in places if not place.startswith("env:")]
-    for path in (file, *keys):
-        if path.exists():
-            raise BadSettings(f"{path} is there already, and init overwrites nothing: choose another directory, or remove it")
+    if file.exists():
+        raise BadSettings(f"{file} is there already, and init overwrites nothing: choose another directory, or remove it")
+    for key in keys:
+        if key.exists():
+            raise BadSettings(
+                f"{key} is there already, and nothing opens what it sealed but this key: keep it, and put the settings back that "
+                "name it; for a new site choose another directory"
+            )
     if keys and (there := _occupied(settings)):
         raise BadSettings(
             f"{there} of {folder} is not empty, and new keys would open nothing in it: put the site's own keys back, or choose "

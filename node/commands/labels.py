@@ -39,8 +39,10 @@ def import_(
     site = settings.load(config)
     try:
         text = file.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadLabels(f"{file}: cannot be read as UTF-8 text ({type(error).__name__})") from None
+    except OSError as error:
+        raise BadLabels(f"{file}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise BadLabels(f"{file}: not UTF-8; save the file as UTF-8 text") from None
     with Catalogue.open(site.storage.catalogue) as catalogue:
         rows, problems = labels.read(text, site_keys(site.storage, catalogue), site.node.default_issuer)
 

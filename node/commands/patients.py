@@ -218,8 +218,10 @@ def _table(site: Settings, keys: SiteKeys, source: str) -> Iterator[Pair]:
 
     try:
         text = sys.stdin.read() if source == "-" else Path(source).read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise NotMergeable(f"{source}: cannot be read as UTF-8 text ({type(error).__name__})") from None
+    except OSError as error:
+        raise NotMergeable(f"{source}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise NotMergeable(f"{source}: not UTF-8; save the file as UTF-8 text") from None
     text = text.lstrip("\ufeff")
     table = csv.DictReader(StringIO(text), delimiter="," if "," in text.split("\n", 1)[0] else ";", strict=True)
     names = [(name or "").strip() for name in table.fieldnames or ()]

@@ -113,7 +113,12 @@ class Vault:
             known = vault._schema()
             if known is not None and known > SCHEMA:
                 raise Final("the vault was written by a newer version of Osteon: install that version again")
-            vault._check(CANARY, "osteon", "this is not the key that sealed this vault ([storage] vault_key)")
+            vault._check(
+                CANARY,
+                "osteon",
+                "this is not the key that sealed this vault ([storage] vault_key): name the one that did, which after a change "
+                "of the key is the new one",
+            )
             if known is None:
                 row = {"name": SHAPE, "sealed": str(SCHEMA).encode()}
                 vault._database.write(lambda connection: insert_if_absent(connection, META, **row))

@@ -256,7 +256,10 @@ class Intake:
                 decision += f" as patient of the {self._settle_whose(held, file, whose, by=by, reason=reason)}"
             taken, told = self._shelve(_pseudonymised(file, self.keys, self.rules), arrival, overruled=RELEASABLE)
         except _HoldIt as hold:
-            raise NotReleasable(f"{hold.reason.value}: {hold.detail}; mend it at its source and send it again") from None
+            is_doubt = hold.reason in (Hold.PATIENT_CONFLICT, Hold.PATIENT_ID) and not whose
+            says_whose = f"say whose it is with --as-patient, as `osteon quarantine show {held_id}` tells"
+            remedy = says_whose if is_doubt else "mend it at its source and send it again"
+            raise NotReleasable(f"{hold.reason.value}: {hold.detail.rstrip('.')}; {remedy}") from None
 
         def goes(_since: datetime) -> bool:
             self.quarantine.discard(held_id)

@@ -70,6 +70,7 @@ def test_a_restored_site_knows_what_the_lost_one_knew_is_reconciled_and_answers(
 
     new = empty_machine(tmp_path / "new", old, storage={"catalogue": database_url})
     assert "Answers are paused" in new.restore(made)
+    assert str(made.folder) in new.osteon("status"), "the newest set is the one it was restored from"
     with new.catalogue() as catalogue:
         (held,) = [held for held, _at in catalogue.instances.held()]
     assert held.reason is Hold.MODALITY

@@ -432,7 +432,7 @@ def test_nobody_is_made_up_and_nobody_else_is_put_in(site: Path) -> None:
     held_id = hold_one(site, image(instance=2, PatientID="OTHER"))
     with pytest.raises(NotReleasable, match="neither the patient of the study"):
         osteon("release", held_id, "--as-patient", "OST-" + "A" * 16, "--reason", "x", "--yes", site=site)
-    with pytest.raises(NotReleasable):
+    with pytest.raises(NotReleasable, match="say whose it is with --as-patient"):
         osteon("release", held_id, "--reason", "x", site=site)
     assert "does not belong on a command line" in osteon("release", held_id, "--as-patient", "RIGHT", "--reason", "x", site=site)
     osteon("discard", held_id, "--reason", "x", "--yes", site=site)

@@ -267,7 +267,7 @@ def _select() -> Select[Any]:
 def _get(connection: Connection, delivery_id: int) -> Delivery:
     row = connection.execute(_select().where(delivery.c.id == delivery_id)).one_or_none()
     if row is None:
-        raise NotFound
+        raise NotFound(f"there is no delivery {delivery_id}; `osteon delivery list` shows what there is")
     return _record(row)
 
 
