@@ -6,10 +6,11 @@ import json
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import tiny_model
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from models.card import IMAGENET, Card, Code, Metric, corpus_file, corpus_patients
@@ -23,6 +24,7 @@ def test_a_card_reads_back_equal_and_writes_the_same_text_again() -> None:
     assert Card.from_json(card.to_json()).to_json() == card.to_json()
 
 
+@example(1.0, 0.0, 0, "", datetime(2020, 3, 8, 0, 0, tzinfo=ZoneInfo("America/Havana")))
 @given(
     temperature=st.floats(0.01, 100),
     value=st.floats(allow_nan=False, allow_infinity=False),
@@ -35,7 +37,8 @@ def test_any_values_survive(temperature: float, value: float, n: int, text: str,
     card = tiny_model.card(temperature=temperature, metrics=(metric,), decision_reason=text, created_at=at)
     back = Card.from_json(card.to_json())
     assert back.metrics == (metric,)
-    assert (back.temperature, back.decision_reason, back.created_at) == (temperature, text, at)
+    assert (back.temperature, back.decision_reason) == (temperature, text)
+    assert back.created_at.timestamp() == at.timestamp()  # in a night of daylight saving no two zones' times are ever equal
 
 
 @pytest.mark.parametrize(
