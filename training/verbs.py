@@ -6,7 +6,6 @@ In: options. Out: progress and the gate's words on the terminal. Torch is not im
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from node.errors import BadSettings, NotFound
+from node.options import DEFAULT_CONFIG, Config, login
 from node.settings import Settings, load
 
 if TYPE_CHECKING:
@@ -28,11 +28,9 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Train a model on the labelled images of the archive.", no_args_is_help=True)
 schedule_app = typer.Typer(help="Train by the schedules of the settings; without a further word, run the role.")
 
-Config = Annotated[Path, typer.Option("--config", help="The site's settings.", envvar="OSTEON_CONFIG", show_default=True)]
 Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the history.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Number or folder of the run, as `osteon train list` shows them.")]
 ScheduleName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the schedule in the settings.")]
-DEFAULT_CONFIG = Path("ae_config.toml")
 EXITS = {"done": 0, "failed": 2, "cancelled": 143, "interrupted": 143}
 """Exit codes of `osteon train watch`, by how the run ended."""
 LOOK_S = 0.5
@@ -144,7 +142,7 @@ def watch(run: Annotated[str, typer.Argument(help="Number or folder of the run; 
 def cancel(run: RunName, reason: Reason, config: Config = DEFAULT_CONFIG) -> None:
     """End a run: one that waits at once, one that runs after its epoch (or by force after [training] stop_grace_s)."""
     with _catalogue(load(config)) as catalogue:
-        row = catalogue.runs.cancel(catalogue.runs.named(run).id, by=_login(), reason=reason, now=datetime.now(UTC))
+        row = catalogue.runs.cancel(catalogue.runs.named(run).id, by=login(), reason=reason, now=datetime.now(UTC))
     waits = "; its trainer finishes the epoch" if row.state == "cancelling" else ""
     typer.echo(f"run {row.id} is {row.state}{waits}. `osteon train resume {row.id} --reason TEXT` takes it up again.")
 
@@ -156,7 +154,7 @@ def resume(run: RunName, reason: Reason, config: Config = DEFAULT_CONFIG) -> Non
 
     with _catalogue(load(config)) as catalogue:
         settle(catalogue, datetime.now(UTC))
-        row = catalogue.runs.resume(catalogue.runs.named(run).id, by=_login(), reason=reason, now=datetime.now(UTC))
+        row = catalogue.runs.resume(catalogue.runs.named(run).id, by=login(), reason=reason, now=datetime.now(UTC))
         alive = _scheduler_lives(catalogue)
     typer.echo(f"run {row.id} waits for its device set; `osteon train watch {row.id}` follows it")
     if not alive:
@@ -224,7 +222,7 @@ def run_now(name: ScheduleName, reason: Reason = "by hand", config: Config = DEF
     one = site.schedule_named(name)
     with _catalogue(site) as catalogue:
         recipe = site.recipe_of(one)
-        row = catalogue.runs.ask(kind=one.kind, recipe=recipe, schedule=name, by=_login(), reason=reason, now=datetime.now(UTC))
+        row = catalogue.runs.ask(kind=one.kind, recipe=recipe, schedule=name, by=login(), reason=reason, now=datetime.now(UTC))
         alive = _scheduler_lives(catalogue)
     typer.echo(f"run {row.id} of {name} waits for its device set; `osteon train watch {row.id}` follows it")
     if not alive:
@@ -361,14 +359,6 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _login() -> str:
-    """Name who acts, for the history; a container's user may have a number alone."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"uid {os.getuid()}"
-
-
 def _catalogue(site: Settings) -> Catalogue:
     from node.keep.catalogue import Catalogue
 
@@ -381,7 +371,7 @@ def _switch(config: Path, name: str, value: str, reason: str) -> None:
     site = load(config)
     site.schedule_named(name)
     with _catalogue(site) as catalogue:
-        catalogue.roles.set_flag(switch(name), value, by=_login(), reason=reason, now=_now())
+        catalogue.roles.set_flag(switch(name), value, by=login(), reason=reason, now=_now())
 
 
 def _scheduler_lives(catalogue: Catalogue) -> bool:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.commands.options import DEFAULT_CONFIG, Config, login
 from node.commands.progress import progress
+from node.options import DEFAULT_CONFIG, Config, login
 
 if TYPE_CHECKING:
     from pydicom import Dataset

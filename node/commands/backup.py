@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.commands.options import DEFAULT_CONFIG, Config, login
 from node.commands.progress import progress
 from node.errors import BadSettings
+from node.options import DEFAULT_CONFIG, Config, login
 
 if TYPE_CHECKING:
     from node.keep.backup import Set, Stores, Whose

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from node.commands.options import DEFAULT_CONFIG, Config
+from node.options import DEFAULT_CONFIG, Config
 
 if TYPE_CHECKING:
     from node.keep.database import Server

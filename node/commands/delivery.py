@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from node.commands.options import DEFAULT_CONFIG, Config, login
+from node.options import DEFAULT_CONFIG, Config, login
 
 app = typer.Typer(help="See what is on its way to which PACS; start again what was held or given up.", no_args_is_help=True)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from node.commands.options import DEFAULT_CONFIG, Config
+from node.options import DEFAULT_CONFIG, Config
 
 
 def history(

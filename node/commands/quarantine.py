@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.commands.options import DEFAULT_CONFIG, Config, login
 from node.errors import NotFound, Refused
 from node.keep.records import Hold
+from node.options import DEFAULT_CONFIG, Config, login
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

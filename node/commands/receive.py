@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from node.commands.options import DEFAULT_CONFIG, Config
+from node.options import DEFAULT_CONFIG, Config
 
 
 def receive(config: Config = DEFAULT_CONFIG) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from node.commands.options import DEFAULT_CONFIG, Config, login
+from node.options import DEFAULT_CONFIG, Config, login
 
 app = typer.Typer(help="Classify complete studies and return SRs; without a further word, run the role.")
 

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from node.commands.options import DEFAULT_CONFIG, Config
+from node.options import DEFAULT_CONFIG, Config
 
 
 def serve(config: Config = DEFAULT_CONFIG) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.commands.options import DEFAULT_CONFIG, Config
+from node.options import DEFAULT_CONFIG, Config
 
 if TYPE_CHECKING:
     from node.keep.catalogue import Catalogue

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.commands.options import DEFAULT_CONFIG, Config, login
+from node.options import DEFAULT_CONFIG, Config, login
 
 if TYPE_CHECKING:
     from collections.abc import Callable

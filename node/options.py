@@ -1,4 +1,4 @@
-"""Options that several verbs share."""
+"""What verbs share, those of the node and those of the trainer: where the settings are, and who acts."""
 
 from __future__ import annotations
 
