@@ -518,12 +518,7 @@ def sha256(path: Path) -> str:
 
 
 def _images(listed: Path) -> Iterator[dict[str, Any]]:
-    try:
-        with gzip.open(listed, "rt", encoding="utf-8") as file:
-            for line in file:
-                yield json.loads(line)
-    except (EOFError, gzip.BadGzipFile, ValueError):
-        raise Tampered(f"{listed}: the list of the archive is damaged; take another set") from None
+    yield from dump.read_lines(listed, f"{listed}: the list of the archive")
 
 
 def _require_room(folder: Path, needed: int) -> None:

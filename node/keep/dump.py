@@ -73,7 +73,7 @@ def revision(path: Path) -> str:
     Tampered
         It is no dump.
     """
-    first = next(_lines(path), None)
+    first = next(read_lines(path, path.name), None)
     if not isinstance(first, dict) or "revision" not in first:
         raise Tampered(f"{path.name} is no dump of a database; take another set")
     return str(first["revision"])
@@ -161,7 +161,7 @@ def _bare(name: str, columns: Mapping[str, Any]) -> TableClause:
 
 def _tables(path: Path) -> Iterator[tuple[dict[str, Any], Iterator[Row]]]:
     """Give each table's line with its rows; they are to be read before the next table is asked for, or are passed over."""
-    lines = _lines(path)
+    lines = read_lines(path, path.name)
     next(lines, None)
     pending: list[dict[str, Any]] = [told for told in islice(lines, 1) if isinstance(told, dict)]
 
@@ -181,13 +181,20 @@ def _tables(path: Path) -> Iterator[tuple[dict[str, Any], Iterator[Row]]]:
             pass
 
 
-def _lines(path: Path) -> Iterator[Any]:
+def read_lines(path: Path, name: str) -> Iterator[Any]:
+    """Give what stands in a file of compressed lines.
+
+    Raises
+    ------
+    Tampered
+        It is damaged; the message begins with `name`.
+    """
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             for line in file:
                 yield json.loads(line)
     except (EOFError, gzip.BadGzipFile, ValueError):
-        raise Tampered(f"{path.name} is damaged; take another set") from None
+        raise Tampered(f"{name} is damaged; take another set") from None
 
 
 def _line(value: object) -> bytes:
