@@ -19,6 +19,7 @@ from node.options import DEFAULT_CONFIG, Config, login
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from node.keep.custody import Custody
     from node.keep.records import Held
     from node.settings import Settings
 
@@ -95,9 +96,7 @@ def show(
     from node.keep.custody import Custody
 
     with Custody.open(_settings(config).storage) as stores:
-        found = stores.catalogue.instances.held_one(held_id)
-        if found is None and held_id not in stores.quarantine.ids():
-            raise _unknown(held_id)
+        found = _found(stores, held_id)
         for line in _facts(*found) if found else [LOST, CUT_SHORT]:
             typer.echo(line)
         if picture:
@@ -223,9 +222,7 @@ def discard(
     from node.keep.custody import Custody
 
     with Custody.open(_settings(config).storage) as stores:
-        found = stores.catalogue.instances.held_one(held_id)
-        if found is None and held_id not in stores.quarantine.ids():
-            raise _unknown(held_id)
+        found = _found(stores, held_id)
         if not yes:
             typer.confirm(f"Remove {held_id} ({found[0].reason if found else LOST}) for good?", abort=True)
         now = datetime.now(UTC)
@@ -243,8 +240,12 @@ def discard(
     typer.echo(f"{held_id} is removed.")
 
 
-def _unknown(held_id: str) -> NotFound:
-    return NotFound(f"the quarantine holds nothing under {held_id}; `osteon quarantine list` shows what it holds")
+def _found(stores: Custody, held_id: str) -> tuple[Held, datetime] | None:
+    """Give what is held and since when; None for a sealed file of which the catalogue knows nothing."""
+    found = stores.catalogue.instances.held_one(held_id)
+    if found is None and held_id not in stores.quarantine.ids():
+        raise NotFound(f"the quarantine holds nothing under {held_id}; `osteon quarantine list` shows what it holds")
+    return found
 
 
 def _settings(config: Config) -> Settings:
