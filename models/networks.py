@@ -35,10 +35,21 @@ class Network(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(width, classes)
+        self.head: nn.Linear | nn.Sequential = nn.Linear(width, classes)
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
         self.width, self.mean, self.spread = width, mean, spread
+
+    @property
+    def head_width(self) -> int:
+        """Numbers that the head gives for an image."""
+        last = self.head if isinstance(self.head, nn.Linear) else self.head[-1]
+        return int(last.out_features)
+
+    def project(self, width: int) -> None:
+        """Put the two layers in place of the head that DeepCluster-v2 embeds with (Caron et al., NeurIPS 2020)."""
+        hidden = nn.Linear(self.width, self.width, bias=False)
+        self.head = nn.Sequential(hidden, nn.BatchNorm1d(self.width), nn.ReLU(inplace=True), nn.Linear(self.width, width))
 
     def forward(self, grey: Tensor) -> tuple[Tensor, Tensor]:
         """Take (B, 1, S, S) in 0…1."""

@@ -73,39 +73,6 @@ PROVEN_ON = 64
 """Pictures on which file and network are held against each other, or somewhat more."""
 
 
-class Busy(Retriable):
-    """Another process works on this run."""
-
-
-class OtherRun(Final):
-    """The run was started with something else; start a new one."""
-
-
-class Stopped(Retriable):
-    """The run was told to stop; it goes on from its last finished step."""
-
-
-class Progress(Protocol):
-    """Who is told how a run goes."""
-
-    def stage(self, what: str, total: int = 0) -> None:
-        """Tell that a stage of `total` units begins."""
-
-    def advance(self, done: int) -> None:
-        """Tell that `done` units of the stage are done."""
-
-    def epoch(self, fit: str, line: Epoch) -> None:
-        """Tell that an epoch is over."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """A run that a supervisor has leased for the trainer it starts."""
-
-    run: int
-    tries: int
-
-
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a run came to."""
@@ -166,196 +133,31 @@ def run(
 class _Cycle:
     """The steps of one run, in the order of `run`; each reads its result when it is there."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        recipe: Recipe,
-        catalogue: Catalogue,
-        now: Callable[[], datetime],
-        progress: Progress,
-        stop: Callable[[], bool],
-    ) -> None:
-        root = settings.storage.root
-        self.settings, self.recipe, self.catalogue, self.now = settings, recipe, catalogue, now
-        self.progress: Progress = _Pulse(progress, self._go_on, self._tell)
-        self.stop = stop
-        self.archive = Archive(root / "archive")
-        self.registry = Registry(root / "models")
-        self.cache = Cache(root / "cache", Preprocessing(recipe.size_px))
-        self.root = root
-        self.folder = root / "runs"
-        self.bound: dict[str, Any] = {}
-        self.ticket = Ticket(0, 0)
-        self._renew_at = 0.0
-
-    # --- the run and its folder -------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def begun(self, run_id: str, ticket: Ticket | None) -> Iterator[None]:
-        """Open the run's folder, alone, and keep the row of the catalogue up to date."""
-        if run_id:
-            self._recall(run_id)
-            if (self.folder / "outcome.json").is_file():
-                yield  # there is nothing to do, and nothing to change
-                return
-        with self._entered(run_id, ticket) as folder, _alone(folder):
-            self.folder = folder
-            self.bound = self._step("run.json", self._bind)
-            self._require_same()
-            threads = torch.get_num_threads()
-            torch.set_num_threads(self.bound["threads"])
-            event(log, "training started", run=self.folder.name, recipe=self.recipe.name, device=self.bound["device"])
-            try:
-                yield
-            finally:
-                torch.set_num_threads(threads)
-
-    def _recall(self, run_id: str) -> None:
-        """Read what a run is bound to, before anything of it is changed."""
-        self.folder = self.root / "runs" / run_id
-        if Path(run_id).name != run_id or not (self.folder / "run.json").is_file():
-            raise NotFound(f"there is no run {run_id!r} to continue; `osteon train list` shows what there is")
-        self.bound = self._read("run.json")
-        self._require_same()
-
-    @contextmanager
-    def _entered(self, run_id: str, ticket: Ticket | None) -> Iterator[Path]:
-        """Take the run's row and its device set, give its folder, and write into the row how it ended."""
-        runs, until = self.catalogue.runs, self.now() + machine.LEASE
-        if ticket:
-            row = runs.enter(ticket.run, ticket.tries, machine.this_process(), until=until)
-        else:
-            machine.settle(self.catalogue, self.now())  # a run that was killed must not keep its device set for ever
-            devices, me = machine.device_set(self.settings.training.device), machine.this_process()
-            if run_id:
-                row = runs.take(self.bound["row"], devices=devices, worker=me, now=self.now(), until=until)
-            else:
-                row = runs.start(kind=KIND, recipe=self.recipe.name, devices=devices, worker=me, now=self.now(), until=until)
-        self.ticket = here = Ticket(row.id, row.tries)
-        folder = self.root / "runs" / (run_id or row.folder or _new_id(self.root / "runs", self.now(), self.recipe.name))
-        try:
-            with disk_full_said():
-                durable.make_folder(folder)
-                if not runs.bind(here.run, here.tries, folder.name):
-                    raise Stopped("the run was given to another trainer")
-                with self._lease_kept(here):
-                    yield folder
-        except (Stopped, KeyboardInterrupt, SystemExit) as error:
-            runs.stop(here.run, here.tries, str(error) or "interrupted", now=self.now())
-            raise
-        except Retriable as error:
-            runs.lose(here.run, here.tries, safe_message(error), now=self.now())
-            raise
-        except OsteonError as error:
-            runs.fail(here.run, here.tries, safe_message(error), now=self.now())
-            raise
-        except BaseException as error:
-            runs.lose(here.run, here.tries, f"its trainer ended by {type(error).__name__}", now=self.now())
-            raise
-
-    @contextmanager
-    def _lease_kept(self, here: Ticket) -> Iterator[None]:
-        """Move the deadline while one epoch takes longer than it: what ends the run is seen at the next epoch's end."""
-        over = threading.Event()
-
-        def keep() -> None:
-            while not over.wait(RENEW_S):
-                with suppress(Retriable):
-                    self.catalogue.runs.renew(here.run, here.tries, until=self.now() + machine.LEASE)
-
-        keeper = threading.Thread(target=keep, name="lease", daemon=True)
-        keeper.start()
-        try:
-            yield
-        finally:
-            over.set()
-            keeper.join()
-
-    def _go_on(self) -> None:
-        """Move the deadline now and then; end the run here when somebody wants it to end."""
-        if self.stop():
-            raise Stopped
-        if monotonic() < self._renew_at:
-            return
-        self._renew_at = monotonic() + RENEW_S
-        with suppress(StoreBusy):  # the deadline is minutes away, and the next look is near
-            state = self.catalogue.runs.renew(self.ticket.run, self.ticket.tries, until=self.now() + machine.LEASE)
-            if state is not RunState.RUNNING:
-                raise Stopped("the run was cancelled" if state else "the run was given to another trainer")
-
-    def _tell(self, pulse: dict[str, Any]) -> None:
-        """Leave for others how far the run is."""
-        if self.bound:
-            self._write("progress.json", json.dumps({"at": self.now().isoformat(), **pulse}).encode())
-
-    def _bind(self) -> dict[str, Any]:
-        """Write down what the run is bound to, before it begins."""
-        started = self.now()
-        return {
-            "id": self.folder.name,
-            "row": self.ticket.run,
-            "started_at": started.isoformat(),
-            "recipe": self.recipe.name,
-            "recipe_digest": self.recipe.digest,
-            "expects": self.recipe.expects,
-            "seed": self.recipe.seed,
-            "device": _device(self.settings.training.device),
-            "threads": physical_cores(),
-            **_versions(),
-            "python": platform.python_version(),
-        }
-
-    def _require_same(self) -> None:
-        """Refuse to finish a run with what would make another model of it."""
-        if self.bound["recipe_digest"] != self.recipe.digest:
-            raise OtherRun(f"run {self.folder.name} was started with another recipe {self.bound['recipe']}; start a new run")
-        if (self.folder / "outcome.json").is_file():
-            return
-        others = [f"{name} {self.bound[name]} (now {here})" for name, here in _versions().items() if self.bound[name] != here]
-        if self.bound["device"] == "cuda" and not torch.cuda.is_available():
-            others.append("device cuda (now none is found)")
-        if others:
-            raise OtherRun(f"run {self.folder.name} was started with {', '.join(others)}; go on with that, or start a new run")
-
-    def _step(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Give what a step left in its file, or let it make that now."""
-        file = self.folder / name
-        if not file.is_file():
-            self._write_plain(name, make())
-        return self._read(name)
-
-    def _write_plain(self, name: str, made: dict[str, Any]) -> None:
-        self._write(name, (json.dumps(made, indent=1) + "\n").encode())
-
-    def _read(self, name: str) -> dict[str, Any]:
-        """Read what a step left."""
-        try:
-            found: dict[str, Any] = json.loads((self.folder / name).read_bytes())
-        except ValueError:
-            raise Tampered(f"run {self.folder.name}: {name} is damaged; start a new run") from None
-        return found
-
-    def _write(self, name: str, data: bytes) -> None:
-        durable.write(self.folder / name, data, mode=0o600)
+    def __init__(self, desk: RunFolder) -> None:
+        self.desk = desk
+        self.archive = Archive(desk.root / "archive")
+        self.registry = Registry(desk.root / "models")
+        self.cache = Cache(desk.root / "cache", Preprocessing(desk.recipe.size_px))
+        self.upstream = Upstream(desk, self.archive, self.cache)
 
     # --- what to learn from -----------------------------------------------------------------------------------------------
 
     def corpus(self) -> Corpus:
         """Decode what is labelled, and freeze the lists."""
-        frozen = Corpus.from_plain(self._step("corpus.json", self._freeze))
+        frozen = Corpus.from_plain(self.desk.step("corpus.json", self._freeze))
         while self._learns_from_locked(frozen):
             # Merged with a locked patient before anybody could see these lists; later the person leaves the locked set.
-            if (self.folder / "folds.json").is_file():
+            if (self.desk.path / "folds.json").is_file():
                 raise CorpusChanged("a patient of this run's frozen lists is in the locked set now; start a new run")
-            self._write_plain("corpus.json", self._freeze())
-            frozen = Corpus.from_plain(self._read("corpus.json"))
+            self.desk.write_plain("corpus.json", self._freeze())
+            frozen = Corpus.from_plain(self.desk.read("corpus.json"))
         self._decode_again(frozen, self.cache)
         return frozen
 
     def _learns_from_locked(self, frozen: Corpus) -> bool:
         """Say whether an image or a person of the training list is in the locked set by now."""
-        locked = {image.sop_uid for image in self.catalogue.instances.for_training() if image.locked}
-        persons = self.catalogue.instances.locked_patients()
+        locked = {image.sop_uid for image in self.desk.catalogue.instances.for_training() if image.locked}
+        persons = self.desk.catalogue.instances.locked_patients()
         return any(sample.sop_uid in locked or sample.pid in persons for sample in frozen.training)
 
     def _decode_again(self, frozen: Corpus, cache: Cache) -> None:
@@ -363,17 +165,17 @@ class _Cycle:
         wanted = {sample.sop_uid for sample in (*frozen.training, *frozen.locked)}
         missing = {uid for uid in wanted if (row := cache.get(uid)) is None or row.row == NO_ROW}
         if missing:
-            images = [image for image in self.catalogue.instances.for_training() if image.sop_uid in missing]
-            cache.build(images, self.archive.read, threads=self.bound["threads"])
+            images = [image for image in self.desk.catalogue.instances.for_training() if image.sop_uid in missing]
+            cache.build(images, self.archive.read, threads=self.desk.bound["threads"])
 
     def _freeze(self) -> dict[str, Any]:
-        images = self.catalogue.instances.for_training()
+        images = self.desk.catalogue.instances.for_training()
         known = {image.sop_uid for image in images}
-        for cache in Cache.all(self.root / "cache"):  # [storage.keep_days] on the node does not reach a cache of another host
+        for cache in Cache.all(self.desk.root / "cache"):  # [storage.keep_days] on the node does not reach a cache of another host
             cache.blank_others(known)
         chosen, left_out = self._decoded(images)
-        frozen = corpus.freeze(chosen, left_out, self.cache, self.recipe)
-        corpus.require_enough(frozen, self.recipe)
+        frozen = corpus.freeze(chosen, left_out, self.cache, self.desk.recipe)
+        corpus.require_enough(frozen, self.desk.recipe)
         event(
             log,
             "corpus frozen",
@@ -391,24 +193,24 @@ class _Cycle:
         """
         looked_at: set[str] = set()
         while True:
-            chosen, left_out = corpus.choose(images, self.catalogue.labels.all(), self.recipe)
+            chosen, left_out = corpus.choose(images, self.desk.catalogue.labels.all(), self.desk.recipe)
             new = [one.image for one in chosen if one.image.sop_uid not in looked_at]
             if not new:
                 return chosen, left_out
-            self.progress.stage("decoding images", len(new))
+            self.desk.progress.stage("decoding images", len(new))
             self.cache.build(
                 new,
                 self.archive.read,
-                threads=self.bound["threads"],
-                progress=lambda done, _total: self.progress.advance(done),
+                threads=self.desk.bound["threads"],
+                progress=lambda done, _total: self.desk.progress.advance(done),
             )
             looked_at |= {image.sop_uid for image in new}
-            images = self.catalogue.instances.for_training()
+            images = self.desk.catalogue.instances.for_training()
 
     def folds(self, frozen: Corpus) -> list[Fold]:
         """Deal the patients over the folds, or read how they were dealt."""
-        plain = self._step(
-            "folds.json", lambda: {"folds": [asdict(fold) for fold in corpus.make_folds(frozen.training, self.recipe)]}
+        plain = self.desk.step(
+            "folds.json", lambda: {"folds": [asdict(fold) for fold in corpus.make_folds(frozen.training, self.desk.recipe)]}
         )
         return [Fold(tuple(fold["validation"]), tuple(fold["test"])) for fold in plain["folds"]]
 
@@ -426,15 +228,15 @@ class _Cycle:
 
         Each fold is calibrated on its own validation patients; the final model, which has none, on all of them together.
         """
-        self.progress.stage("training", self.recipe.epochs * (len(folds) + 1))
+        self.desk.progress.stage("training", self.desk.recipe.epochs * (len(folds) + 1))
         pictures = self._pictures(frozen.training)
-        calibrated = np.zeros((len(frozen.training), len(self.recipe.classes)))
+        calibrated = np.zeros((len(frozen.training), len(self.desk.recipe.classes)))
         validated, truths, best = [], [], []
         for number, fold in enumerate(folds):
             validation = [row for row, sample in enumerate(frozen.training) if sample.pid in fold.validation]
             test = [row for row, sample in enumerate(frozen.training) if sample.pid in fold.test]
-            found = self._step(f"fits/fold-{number}.json", partial(self._fold, number, pictures, validation, test))
-            self.progress.advance(self.recipe.epochs * (number + 1))
+            found = self.desk.step(f"fits/fold-{number}.json", partial(self._fold, number, pictures, validation, test))
+            self.desk.progress.advance(self.desk.recipe.epochs * (number + 1))
             truth = pictures.targets[validation].numpy()
             calibrated[test] = np.array(found["test"]) / finetune.temperature(np.array(found["validation"]), truth)
             validated.append(np.array(found["validation"]))
@@ -449,52 +251,52 @@ class _Cycle:
             self._fresh,
             pictures.only(train),
             pictures.only(validation),
-            self.recipe,
+            self.desk.recipe,
             purpose=f"fold {number}",
-            epochs=self.recipe.epochs,
-            device=self.bound["device"],
-            on_epoch=self._journal(f"fold {number}", self.recipe.epochs * number),
+            epochs=self.desk.recipe.epochs,
+            device=self.desk.bound["device"],
+            on_epoch=self._journal(f"fold {number}", self.desk.recipe.epochs * number),
         )
         said = {
-            name: finetune.predict(fitted.network, pictures.rows[rows], device=self.bound["device"])[0].tolist()
+            name: finetune.predict(fitted.network, pictures.rows[rows], device=self.desk.bound["device"])[0].tolist()
             for name, rows in (("validation", list(validation)), ("test", list(test)))
         }
         return {"best_epoch": fitted.best_epoch, **said}
 
     def refit(self, frozen: Corpus, epochs: int) -> Network:
         """Fit the final model on everybody in the training list, for as many epochs as the folds found best."""
-        file = self.folder / "fits" / "refit.pt"
+        file = self.desk.path / "fits" / "refit.pt"
         if not file.is_file():
             fitted = finetune.fit(
                 self._fresh,
                 self._pictures(frozen.training),
                 None,
-                self.recipe,
+                self.desk.recipe,
                 purpose="refit",
                 epochs=epochs,
-                device=self.bound["device"],
-                on_epoch=self._journal("refit", self.recipe.epochs * self.recipe.folds),
+                device=self.desk.bound["device"],
+                on_epoch=self._journal("refit", self.desk.recipe.epochs * self.desk.recipe.folds),
             )
             checkpoint.save(fitted.network.cpu().state_dict(), file)
-        network = build(self.recipe.network, len(self.recipe.classes), "random")
+        network = build(self.desk.recipe.network, len(self.desk.recipe.classes), "random")
         network.load_state_dict(checkpoint.load(file))
         return network.eval()
 
     def _fresh(self) -> Network:
-        weights = self.root / "models" / "weights"
-        return build(self.recipe.network, len(self.recipe.classes), self.recipe.start, weights=weights)
+        weights = self.desk.root / "models" / "weights"
+        return build(self.desk.recipe.network, len(self.desk.recipe.classes), self.desk.recipe.start, weights=weights)
 
     def _journal(self, fit: str, done: int) -> Callable[[Epoch], None]:
         """Give what writes one line an epoch to metrics.jsonl; lines of a fit that was killed are taken out first."""
-        file = self.folder / "metrics.jsonl"
-        kept = [line for line in _journal_lines(file) if _fit_of(line) != fit]
-        self._write("metrics.jsonl", "".join(f"{line}\n" for line in kept).encode())
+        file = self.desk.path / "metrics.jsonl"
+        kept = [line for line in journal_lines(file) if fit_of(line) != fit]
+        self.desk.write("metrics.jsonl", "".join(f"{line}\n" for line in kept).encode())
 
         def on_epoch(line: Epoch) -> None:
             with open(file, "a", encoding="ascii") as out:
                 out.write(json.dumps({"fit": fit, **asdict(line)}) + "\n")
-            self.progress.epoch(fit, line)
-            self.progress.advance(done + line.epoch)
+            self.desk.progress.epoch(fit, line)
+            self.desk.progress.advance(done + line.epoch)
 
         return on_epoch
 
@@ -502,23 +304,23 @@ class _Cycle:
 
     def export(self, network: Network, frozen: Corpus) -> None:
         """Write the ONNX file, proven against torch on pictures of the corpus, and the reference of its features."""
-        self.progress.stage("exporting to ONNX")
+        self.desk.progress.stage("exporting to ONNX")
 
         def made() -> dict[str, Any]:
             rows = torch.from_numpy(corpus.pictures(frozen.training, self.cache))
-            onnx = export.export(network, self.recipe.size_px)
+            onnx = export.export(network, self.desk.recipe.size_px)
             proof = export.parity(onnx, network, rows[:: max(1, len(rows) // PROVEN_ON)])
             _, features = finetune.predict(network, rows)
-            reference = Reference.fit(features, [sample.pid for sample in frozen.training], seed=self.recipe.seed)
-            self._write("model.onnx", onnx)
+            reference = Reference.fit(features, [sample.pid for sample in frozen.training], seed=self.desk.recipe.seed)
+            self.desk.write("model.onnx", onnx)
             if reference is not None:
-                self._write("reference.npz", reference.to_bytes())
+                self.desk.write("reference.npz", reference.to_bytes())
             return asdict(proof) | {
                 "onnx_sha256": sha256(onnx),
-                "reference_sha256": sha256((self.folder / "reference.npz").read_bytes()) if reference is not None else "",
+                "reference_sha256": sha256((self.desk.path / "reference.npz").read_bytes()) if reference is not None else "",
             }
 
-        self._step("parity.json", made)
+        self.desk.step("parity.json", made)
 
     def evaluate(
         self,
@@ -529,8 +331,8 @@ class _Cycle:
         temperature: float,
     ) -> dict[str, Any]:
         """Measure out of fold and, counted as one look, on the locked patients, with the trivial baselines beside."""
-        self.progress.stage("evaluating")
-        return self._step("evaluation.json", lambda: self._evaluate(network, frozen, folds, out_of_fold, temperature))
+        self.desk.progress.stage("evaluating")
+        return self.desk.step("evaluation.json", lambda: self._evaluate(network, frozen, folds, out_of_fold, temperature))
 
     def _evaluate(
         self,
@@ -542,11 +344,11 @@ class _Cycle:
     ) -> dict[str, Any]:
         # a person may have merged patients, or corrected whose a study is, since the lists were frozen: whoever was learned from
         # under another pseudonym is no witness any more
-        locked = {image.sop_uid for image in self.catalogue.instances.for_training() if image.locked}
+        locked = {image.sop_uid for image in self.desk.catalogue.instances.for_training() if image.locked}
         frozen = replace(frozen, locked=tuple(sample for sample in frozen.locked if sample.sop_uid in locked))
-        seen = evaluate.by_study(frozen.training, out_of_fold, self.recipe.urgent)
+        seen = evaluate.by_study(frozen.training, out_of_fold, self.desk.recipe.urgent)
         baselines = {
-            name: evaluate.by_study(frozen.training, self._trivial_out_of_fold(frozen.training, folds, name), self.recipe.urgent)
+            name: evaluate.by_study(frozen.training, self._trivial_out_of_fold(frozen.training, folds, name), self.desk.recipe.urgent)
             for name in evaluate.BASELINES
         }
         figures: dict[str, Any] = {
@@ -565,7 +367,7 @@ class _Cycle:
         if frozen.locked:
             figures["looks"] = self._count_look(len({sample.pid for sample in frozen.locked}))
             self._look(network, frozen, temperature, figures, predictions)
-        self._write("predictions.json", json.dumps(predictions, indent=1).encode())
+        self.desk.write("predictions.json", json.dumps(predictions, indent=1).encode())
         return figures
 
     def _look(
@@ -578,14 +380,14 @@ class _Cycle:
     ) -> None:
         """Read the locked patients: candidate, trivial baselines and the model in service, on the same studies."""
         rows = torch.from_numpy(corpus.pictures(frozen.locked, self.cache))
-        candidate = evaluate.by_study(frozen.locked, finetune.predict(network, rows)[0] / temperature, self.recipe.urgent)
+        candidate = evaluate.by_study(frozen.locked, finetune.predict(network, rows)[0] / temperature, self.desk.recipe.urgent)
         predictions[LOCKED] = _plain(candidate)
         figures["smaller_class"] = candidate.smaller_class()
         figures[LOCKED] = self._measured(candidate, LOCKED)
-        classes = len(self.recipe.classes)
+        classes = len(self.desk.recipe.classes)
         baselines = {
             name: evaluate.by_study(
-                frozen.locked, evaluate.trivial(frozen.training, frozen.locked, features, classes), self.recipe.urgent
+                frozen.locked, evaluate.trivial(frozen.training, frozen.locked, features, classes), self.desk.recipe.urgent
             )
             for name, features in evaluate.BASELINES.items()
         }
@@ -603,26 +405,26 @@ class _Cycle:
     def _in_service(self, version: str, frozen: Corpus) -> tuple[Predictions | None, str]:
         """Let the model in service look at the locked patients; or say why it cannot be compared."""
         try:
-            card, model = self.registry.card(version), Model.load(self.registry, version, threads=self.bound["threads"])
+            card, model = self.registry.card(version), Model.load(self.registry, version, threads=self.desk.bound["threads"])
             trained_on = self.registry.corpus(version)
         except (Tampered, NoSuchVersion):
             return None, "its files are damaged"
-        if [label.name for label in card.labels] != [label.name for label in self.recipe.classes]:
+        if [label.name for label in card.labels] != [label.name for label in self.desk.recipe.classes]:
             return None, "it knows other classes"
         if trained_on & {sample.pid for sample in frozen.locked}:
             return None, "it was trained on a patient who is locked now"
-        cache = Cache(self.root / "cache", card.preprocessing)
+        cache = Cache(self.desk.root / "cache", card.preprocessing)
         self._decode_again(replace(frozen, training=()), cache)
         try:
             rows = cache.pixels([sample.sop_uid for sample in frozen.locked])
         except KeyError:
             raise CorpusChanged from None
         parts = [model.predict(part[:, None].astype(np.float32) / np.float32(255))[0] for part in _parts(rows)]
-        return evaluate.by_study(frozen.locked, np.concatenate(parts) / card.temperature, self.recipe.urgent), ""
+        return evaluate.by_study(frozen.locked, np.concatenate(parts) / card.temperature, self.desk.recipe.urgent), ""
 
     def _count_look(self, patients: int) -> int:
         """Write down that the locked patients are looked at, before they are; give how often they were by now."""
-        file = self.root / "models" / "looks.jsonl"
+        file = self.desk.root / "models" / "looks.jsonl"
         durable.make_folder(file.parent)
         durable.touch(file)
         with open(file, "a+", encoding="ascii") as looks:
@@ -630,7 +432,7 @@ class _Cycle:
             looks.seek(0)
             if (before := looks.read()) and not before.endswith("\n"):
                 looks.write("\n")  # a torn line was a look, too
-            look = {"at": self.now().isoformat(), "run": self.folder.name, "recipe": self.recipe.name, "patients": patients}
+            look = {"at": self.desk.now().isoformat(), "run": self.desk.path.name, "recipe": self.desk.recipe.name, "patients": patients}
             looks.write(json.dumps(look) + "\n")
             looks.flush()
             os.fsync(looks.fileno())
@@ -638,22 +440,22 @@ class _Cycle:
             return sum(1 for _ in looks)
 
     def _trivial_out_of_fold(self, samples: Sequence[Sample], folds: Sequence[Fold], name: str) -> NDArray[np.float64]:
-        said = np.zeros((len(samples), len(self.recipe.classes)))
+        said = np.zeros((len(samples), len(self.desk.recipe.classes)))
         for fold in folds:
             train = [sample for sample in samples if sample.pid not in fold.test]
             test = [row for row, sample in enumerate(samples) if sample.pid in fold.test]
             if test:
                 features = evaluate.BASELINES[name]
-                said[test] = evaluate.trivial(train, [samples[row] for row in test], features, len(self.recipe.classes))
+                said[test] = evaluate.trivial(train, [samples[row] for row in test], features, len(self.desk.recipe.classes))
         return said
 
     def _measured(self, predictions: Predictions, of: str) -> dict[str, Any]:
-        gate = self.recipe.gate
+        gate = self.desk.recipe.gate
         found = evaluate.metrics(predictions, of, seed=self._bootstrap_seed, draws=gate.draws, alpha=gate.alpha)
         return {name: asdict(metric) for name, metric in found.items()}
 
     def _baseline_figures(self, baselines: dict[str, Predictions], of: str) -> dict[str, Any]:
-        gate = self.recipe.gate
+        gate = self.desk.recipe.gate
         found = {
             name: evaluate.auc_with_interval(
                 predictions, f"{name}, {of}", seed=self._bootstrap_seed, draws=gate.draws, alpha=gate.alpha
@@ -663,33 +465,33 @@ class _Cycle:
         return {name: asdict(metric) for name, metric in found.items() if metric is not None}
 
     def _difference(self, candidate: Predictions, other: Predictions, of: str) -> Metric | None:
-        gate = self.recipe.gate
+        gate = self.desk.recipe.gate
         return evaluate.difference(candidate, other, of, seed=self._bootstrap_seed, draws=gate.draws, alpha=gate.alpha)
 
     @property
     def _bootstrap_seed(self) -> int:
-        return seed_for(self.recipe.seed, "bootstrap")
+        return seed_for(self.desk.recipe.seed, "bootstrap")
 
     # --- the gate and the shelf -------------------------------------------------------------------------------------------
 
     def judge(self, frozen: Corpus, figures: dict[str, Any], temperature: float, epochs: int) -> dict[str, Any]:
         """Let the gate decide, shelve the version with its card, and move the champion when the decision is `promote`."""
-        gate = self._step("gate.json", lambda: self._decide(figures))
+        gate = self.desk.step("gate.json", lambda: self._decide(figures))
         card = self._card(frozen, figures, temperature, gate)
-        reference = self.folder / "reference.npz"
+        reference = self.desk.path / "reference.npz"
         version = self.registry.add(
-            self.folder / "model.onnx", card, corpus=frozen.patients, reference=reference if card.reference_sha256 else None
+            self.desk.path / "model.onnx", card, corpus=frozen.patients, reference=reference if card.reference_sha256 else None
         )
         promoted = gate["decision"] == promote.Verdict.PROMOTE.value
-        decision = self._step(
+        decision = self.desk.step(
             "decision.json",
             lambda: (
                 gate
                 | {
                     "by_hand": "" if promoted else f"osteon models promote {version} --reason TEXT",
                     "version": version,
-                    "recipe": self.recipe.name,
-                    "rules": asdict(self.recipe.gate),
+                    "recipe": self.desk.recipe.name,
+                    "rules": asdict(self.desk.recipe.gate),
                     "champion_before": figures["champion"],
                     "smaller_class": figures["smaller_class"],
                     "looks": figures["looks"],
@@ -699,7 +501,7 @@ class _Cycle:
                 }
             ),
         )
-        event(log, "model judged", run=self.folder.name, version=version, decision=gate["decision"])
+        event(log, "model judged", run=self.desk.path.name, version=version, decision=gate["decision"])
         if promoted and not any((move.version, move.by) == (version, "gate") for move in self.registry.history()):
             self._promote(version, figures["champion"], gate)
         return decision
@@ -714,7 +516,7 @@ class _Cycle:
             incomparable=figures["incomparable"],
             against_baselines={name: Metric(**plain) for name, plain in figures["against_baselines"].items()},
         )
-        decision = promote.decide(evidence, self.recipe.gate)
+        decision = promote.decide(evidence, self.desk.recipe.gate)
         return {"decision": decision.verdict.value, "words": decision.words}
 
     def _promote(self, version: str, champion_before: str | None, gate: dict[str, Any]) -> None:
@@ -729,51 +531,51 @@ class _Cycle:
             by="gate",
             reason=gate["words"],
             decision=gate["decision"],
-            now=self.now(),
-            locked=self.catalogue.instances.locked_patients(),
+            now=self.desk.now(),
+            locked=self.desk.catalogue.instances.locked_patients(),
         )
 
     def _card(self, frozen: Corpus, figures: dict[str, Any], temperature: float, gate: dict[str, Any]) -> Card:
-        parity = self._read("parity.json")
+        parity = self.desk.read("parity.json")
         return Card(
-            name=f"Osteon {self.recipe.name}",
-            arch=self.recipe.network,
-            labels=self.recipe.classes,
+            name=f"Osteon {self.desk.recipe.name}",
+            arch=self.desk.recipe.network,
+            labels=self.desk.recipe.classes,
             preprocessing=self.cache.spec,
             temperature=temperature,
-            modalities=self.recipe.modalities,
-            max_age_years=self.recipe.max_age,
-            body_parts=self.recipe.body_parts,
+            modalities=self.desk.recipe.modalities,
+            max_age_years=self.desk.recipe.max_age,
+            body_parts=self.desk.recipe.body_parts,
             metrics=tuple(Metric(**plain) for table in _tables(figures).values() for plain in table),
             training_mix=tuple(
                 len({sample.pid for sample in frozen.training if sample.target == index})
-                for index in range(len(self.recipe.classes))
+                for index in range(len(self.desk.recipe.classes))
             ),
             corpus_sha256=sha256(corpus_file(frozen.patients)),
             labels_sha256=frozen.label_digest,
-            recipe=f"{self.recipe.name} {self.recipe.digest[:12]}",
-            seeds={"recipe": self.recipe.seed},
-            code_version=self.bound["code_version"],
-            start=start_weights(self.recipe.network, self.recipe.start),
+            recipe=f"{self.desk.recipe.name} {self.desk.recipe.digest[:12]}",
+            seeds={"recipe": self.desk.recipe.seed},
+            code_version=self.desk.bound["code_version"],
+            start=start_weights(self.desk.recipe.network, self.desk.recipe.start),
             locked_looks=figures["looks"],
             decision=gate["decision"],
             decision_reason=gate["words"],
-            licence=self.recipe.licence,
-            limits=self.recipe.limits,
+            licence=self.desk.recipe.licence,
+            limits=self.desk.recipe.limits,
             onnx_sha256=parity["onnx_sha256"],
             reference_sha256=parity["reference_sha256"],
-            created_at=datetime.fromisoformat(self.bound["started_at"]),
+            created_at=datetime.fromisoformat(self.desk.bound["started_at"]),
         )
 
     def report(self, frozen: Corpus, figures: dict[str, Any], decision: dict[str, Any]) -> None:
         """Draw the plots and write the page."""
-        if (self.folder / "report.html").is_file():
+        if (self.desk.path / "report.html").is_file():
             return
-        self.progress.stage("drawing the report")
-        names = [label.name for label in self.recipe.classes]
-        stored = self._read("predictions.json")
-        said = {name: _predictions(plain, self.recipe.urgent) for name, plain in stored.items()}
-        lines = [json.loads(line) for line in _journal_lines(self.folder / "metrics.jsonl")]
+        self.desk.progress.stage("drawing the report")
+        names = [label.name for label in self.desk.recipe.classes]
+        stored = self.desk.read("predictions.json")
+        said = {name: _predictions(plain, self.desk.recipe.urgent) for name, plain in stored.items()}
+        lines = [json.loads(line) for line in journal_lines(self.desk.path / "metrics.jsonl")]
         curves = [self._curve(name, predictions) for name, predictions in said.items() if predictions.smaller_class()]
         plots = {"loss": pages.loss_plot(lines), "roc": pages.roc_plot(curves)}
         seen = said[OUT_OF_FOLD]
@@ -781,33 +583,33 @@ class _Cycle:
         plots["confusion"] = pages.confusion_plot(evaluate.confusion(seen), names, f"Confusion, {cases}")
         plots["calibration"] = pages.calibration_plot(evaluate.reliability(seen), f"Calibration, {cases}")
         for name, png in plots.items():
-            self._write(f"{name}.png", png)
+            self.desk.write(f"{name}.png", png)
         page = pages.Page(
-            title=f"Training run {self.folder.name}",
+            title=f"Training run {self.desk.path.name}",
             decision=decision["decision"],
             words=decision["words"] + (f" A person may decide: {decision['by_hand']}" if decision["by_hand"] else ""),
             facts=self._facts(frozen, decision),
             tables={heading: [Metric(**plain) for plain in table] for heading, table in _tables(figures).items() if table},
             left_out=frozen.left_out,
             plots={name.capitalize() if name != "roc" else "ROC": png for name, png in plots.items()},
-            limits=self.recipe.limits,
+            limits=self.desk.recipe.limits,
         )
-        self._write("report.html", pages.render(page).encode())
+        self.desk.write("report.html", pages.render(page).encode())
 
     def _facts(self, frozen: Corpus, decision: dict[str, Any]) -> dict[str, str]:
-        parity = self._read("parity.json")
+        parity = self.desk.read("parity.json")
         return {
             "version": decision["version"],
-            "recipe": f"{self.recipe.name} ({self.recipe.digest[:12]})",
-            "expected": self.recipe.expects,
-            "network": f"{self.recipe.network}, {self.recipe.size_px} px, start: {self.recipe.start}",
+            "recipe": f"{self.desk.recipe.name} ({self.desk.recipe.digest[:12]})",
+            "expected": self.desk.recipe.expects,
+            "network": f"{self.desk.recipe.network}, {self.desk.recipe.size_px} px, start: {self.desk.recipe.start}",
             "training list": f"{len(frozen.training)} images of {len(frozen.patients)} patients, digest {frozen.digest[:12]}",
             "locked list": f"{len(frozen.locked)} images of {len({sample.pid for sample in frozen.locked})} patients",
             "looks at the locked patients": str(decision["looks"]),
             "epochs of the final model": str(decision["epochs"]),
             "temperature": f"{decision['temperature']:.3f}",
             "ONNX against torch": f"{parity['images']} images, logits {parity['logits']:.1e}, features {parity['features']:.1e}",
-            "machine": f"{self.bound['device']}, {self.bound['threads']} threads, torch {self.bound['torch']}",
+            "machine": f"{self.desk.bound['device']}, {self.desk.bound['threads']} threads, torch {self.desk.bound['torch']}",
         }
 
     def _curve(self, name: str, predictions: Predictions) -> pages.Curve:
@@ -818,106 +620,23 @@ class _Cycle:
         for weights in evaluate.resample(predictions, seed=self._bootstrap_seed, draws=200):
             x, y = evaluate.roc(predictions.positive, predictions.score, weights)
             drawn.append(np.interp(grid, x, y))
-        alpha = self.recipe.gate.alpha
+        alpha = self.desk.recipe.gate.alpha
         low, high = np.quantile(drawn, [alpha / 2, 1 - alpha / 2], axis=0)
         return pages.Curve(f"{name} ({len(predictions.studies)} studies)", false, true, grid, low, high)
 
     def ended(self) -> Outcome | None:
         """Give what a finished run came to, None when there is something left to do."""
-        if not (self.folder / "outcome.json").is_file():
+        if not (self.desk.path / "outcome.json").is_file():
             return None
-        return Outcome(self.folder.name, self.folder, **self._read("outcome.json"))
+        return Outcome(self.desk.path.name, self.desk.path, **self.desk.read("outcome.json"))
 
     def done(self, decision: dict[str, Any]) -> Outcome:
         """Enter the outcome in the catalogue and give it back."""
         model, said = decision["version"], decision["decision"]
-        self.catalogue.runs.done(self.ticket.run, self.ticket.tries, model_id=model, decision=said, now=self.now())
+        self.desk.catalogue.runs.done(self.desk.ticket.run, self.desk.ticket.tries, model_id=model, decision=said, now=self.desk.now())
         told = {name: decision[name] for name in ("version", "decision", "words", "by_hand")}
-        self._step("outcome.json", lambda: told)
-        return Outcome(self.folder.name, self.folder, **told)
-
-
-class _Pulse:
-    """Hands progress on, leaves it on the disk where others look, and asks whether the run is to go on."""
-
-    def __init__(self, heard: Progress, go_on: Callable[[], None], tell: Callable[[dict[str, Any]], None]) -> None:
-        self._heard, self._go_on, self._tell = heard, go_on, tell
-        self._now: dict[str, Any] = {}
-        self._began = self._told_at = 0.0
-        self._epochs = 0
-
-    def stage(self, what: str, total: int = 0) -> None:
-        """Begin a stage."""
-        self._go_on()
-        self._now = {"stage": what, "done": 0, "total": total}
-        self._began, self._epochs = monotonic(), 0
-        self._tell(self._now)
-        self._heard.stage(what, total)
-
-    def advance(self, done: int) -> None:
-        """Say how far the stage is, and reckon what is left; epochs that an earlier start has done took no time of this one."""
-        self._go_on()
-        self._now["done"] = done
-        if worked := self._epochs or ("fit" not in self._now and done):
-            self._now["left_s"] = round((monotonic() - self._began) / worked * max(0, self._now["total"] - done))
-        if monotonic() - self._told_at > TELL_S:
-            self._told_at = monotonic()
-            self._tell(self._now)
-        self._heard.advance(done)
-
-    def epoch(self, fit: str, line: Epoch) -> None:
-        """Say that an epoch is over."""
-        self._heard.epoch(fit, line)
-        self._epochs += 1
-        loss = line.train_loss if line.validation_loss is None else line.validation_loss
-        self._now |= {"fit": fit, "epoch": line.epoch, "loss": round(loss, 4)}
-        self._go_on()
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep every other process from the run's folder, also one that the catalogue knows nothing of."""
-    durable.touch(folder / "lock")  # where runs are shared, retention asks it as another user whether somebody works here
-    with open(folder / "lock", "ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Busy(f"another process works on run {folder.name}") from None
-        yield
-
-
-def _new_id(runs: Path, now: datetime, recipe: str) -> str:
-    """Name a new run by its start and recipe."""
-    name = f"{now:%Y%m%dT%H%M%S}-{recipe}"
-    names = (name, *(f"{name}-{number}" for number in range(2, 1000)))
-    return next(one for one in names if not (runs / one).exists())
-
-
-def _device(asked: str) -> str:
-    """Say on which device the run is."""
-    there = torch.cuda.is_available()
-    if asked == "cuda" and not there:
-        raise Final('[training] device is "cuda", and torch finds none here: set it to "auto" or "cpu"')
-    return "cuda" if there and asked != "cpu" else "cpu"
-
-
-def _versions() -> dict[str, str]:
-    """Name the versions that the bytes of a model hang on."""
-    return {"code_version": __version__, "torch": str(torch.__version__), "numpy": np.__version__}
-
-
-def _journal_lines(file: Path) -> list[str]:
-    """Give the whole lines of metrics.jsonl; a kill or a power cut may have torn one."""
-    lines = file.read_text(encoding="ascii", errors="replace").splitlines() if file.is_file() else []
-    return [line for line in lines if _fit_of(line)]
-
-
-def _fit_of(line: str) -> str:
-    """Say which fit a line of metrics.jsonl belongs to; a torn line belongs to none."""
-    try:
-        return str(json.loads(line)["fit"])
-    except (ValueError, KeyError):
-        return ""
+        self.desk.step("outcome.json", lambda: told)
+        return Outcome(self.desk.path.name, self.desk.path, **told)
 
 
 def _parts(rows: NDArray[np.uint8], size: int = 16) -> Iterator[NDArray[np.uint8]]:

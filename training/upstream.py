@@ -1,0 +1,585 @@
+"""WIRES what a run learns before it looks at a label: pool -> DeepCluster -> classifier of the clusters -> probes -> offer.
+
+In: the run's folder, archive and cache, the labelled images the probes may look at. Out: a backbone, offered for fine-tuning only when
+neither probe ends below the start weights; and, for a sweep, the same for several numbers of clusters. Below the run's folder::
+
+    pretraining-corpus.json   the frozen list of pictures and patients; split.json: who is held out from the classifier
+    engine.json               number format and layout, as tried on this machine
+    pretrain/metrics.jsonl    one line an epoch; state.pt: everything that goes on; clusters.npz: what the last look found
+    pretrain/classifier.jsonl, classifier.pt, classifier.json
+    pretrain/probe.json       the probes and the offer in words; backbone.pt: what is offered
+    pretrain/batch-*.json     the batch that fits, where the recipe's does not
+    k-N/…                     the same for each number of clusters of a sweep; sweep.json
+
+Locked patients are in none of it. The processes other than rank 0 do what `assist` is told.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from shutil import copyfile
+from time import monotonic
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models import durable
+from models.card import Metric, StartWeights, sha256
+from models.errors import Final, OsteonError, Tampered
+from models.networks import Network, build, start_weights
+from models.preprocess import Preprocessing
+from node.keep.archive import Archive
+from node.keep.cache import Cache
+from node.logs import event
+from training import checkpoint, corpus, engine, evaluate, pretrain, probe
+from training.corpus import Corpus, CorpusChanged, NotEnough, Pool, Sample, Split
+from training.engine import Engine
+from training.folder import RunFolder
+from training.pretrain import Clusters, Gallery, Line, Part, State, TooLarge
+from training.ranks import Ranks
+from training.recipe import Pretraining, Recipe, seed_for
+
+log = logging.getLogger("osteon.training")
+
+POOL = "pretraining-corpus.json"
+PLACE = "pretrain"
+KEEP_S = 20.0
+"""A state is written when the last one is so old, and when the run ends: what comes after it is done again, to the same bits."""
+REPEATS = 5
+"""Divisions into folds over which a probe is averaged."""
+TRY_BATCH = 16
+
+
+class NothingToLearn(Final):
+    """The recipe has no pretraining."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pretrained:
+    """What a pretraining came to."""
+
+    offered: bool
+    """Whether fine-tuning may start from it."""
+    words: str
+    run: str
+    file: Path
+    """The backbone's weights."""
+    sha256: str
+    patients: tuple[str, ...]
+    """Who was learned from."""
+    metrics: tuple[Metric, ...]
+    """What the probes say."""
+
+    def start(self, recipe: Recipe) -> StartWeights:
+        """Say for the card where the weights come from."""
+        begun = start_weights(recipe.network, recipe.start)
+        return StartWeights(f"pretrained by run {self.run}, from: {begun.name}", self.sha256, begun.licence)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every process of the run does together."""
+
+    what: str
+    """`deepcluster`, `clusters` or `classify`."""
+    recipe: Recipe
+    how: Pretraining
+    engine: Engine
+    batch: int
+    threads: int
+    uids: tuple[str, ...]
+    state: Path
+    """Where it goes on from, when the file is there."""
+    labels: NDArray[np.int64] | None = None
+    train: NDArray[np.int64] | None = None
+    validation: NDArray[np.int64] | None = None
+
+
+def assist(root: Path, ranks: Ranks) -> None:
+    """Do what rank 0 says until it says no more."""
+    while (job := ranks.told(None)) is not None:
+        torch.set_num_threads(max(1, job.threads // ranks.size))
+        _do(job, root, ranks)
+
+
+class Upstream:
+    """The steps of one run's pretraining; each reads its result when it is there."""
+
+    def __init__(self, desk: RunFolder, archive: Archive, cache: Cache) -> None:
+        self.desk, self.archive, self.cache = desk, archive, cache
+
+    # --- what there is to learn from ----------------------------------------------------------------------------------------
+
+    def pool(self) -> Pool:
+        """Decode what the archive holds of unlocked patients, and freeze the list."""
+        pool = Pool.from_plain(self.desk.step(POOL, self._freeze))
+        while self._names_locked(pool):
+            if self._begun or self.desk.orders.extends:
+                raise CorpusChanged("a patient of this run's pretraining list is in the locked set now; start a new run")
+            self.desk.write_plain(POOL, self._freeze())
+            pool = Pool.from_plain(self.desk.read(POOL))
+        missing = {one.sop_uid for one in pool.images if self.cache.get(one.sop_uid) is None}
+        if missing:  # the cache was thrown away since
+            self._decode(missing)
+        self.desk.step("split.json", lambda: corpus.split(pool.patients, self.desk.recipe.seed).to_plain())
+        return pool
+
+    @property
+    def _begun(self) -> bool:
+        return any(self.desk.path.glob("*/state.pt"))
+
+    def _names_locked(self, pool: Pool) -> bool:
+        """Say whether an image or a person of the list is in the locked set by now."""
+        locked = {image.sop_uid for image in self.desk.catalogue.instances.for_training() if image.locked}
+        persons = self.desk.catalogue.instances.locked_patients()
+        return any(one.sop_uid in locked or one.pid in persons for one in pool.images)
+
+    def _freeze(self) -> dict[str, Any]:
+        how = self._how
+        if extended := self.desk.orders.extends:
+            return self._read_of(extended, POOL)
+        looked_at: set[str] = set()
+        while True:  # decoding takes minutes to hours, in which images come and patients are locked: what is frozen was chosen after it
+            images = self.desk.catalogue.instances.for_training()
+            new = {image.sop_uid for image in images if not image.locked} - looked_at
+            if not new:
+                break
+            self._decode(new)
+            looked_at |= new
+        pool = corpus.pool(images, self.cache, blank_below=self.desk.recipe.blank_below)
+        if len(pool.images) < how.images_min:
+            out = "; ".join(f"{reason}: {count}" for reason, count in pool.left_out.items()) or "none"
+            raise NotEnough(
+                f"{how.clusters} clusters need {how.images_min} images or more of patients who are not locked; there are "
+                f"{len(pool.images)} (left out: {out}). Take a recipe with fewer clusters, or none: ewing_small has no pretraining"
+            )
+        event(log, "pretraining corpus frozen", images=len(pool.images), patients=len(pool.patients), left_out=dict(pool.left_out))
+        return pool.to_plain()
+
+    def _decode(self, uids: set[str]) -> None:
+        images = [image for image in self.desk.catalogue.instances.for_training() if image.sop_uid in uids]
+        self.desk.progress.stage("decoding images", len(images))
+        self.cache.build(
+            images,
+            self.archive.read,
+            threads=self.desk.bound["threads"],
+            progress=lambda done, _total: self.desk.progress.advance(done),
+        )
+
+    @property
+    def _how(self) -> Pretraining:
+        if self.desk.recipe.pretraining is None:
+            raise NothingToLearn(f"recipe {self.desk.recipe.name} has no pretraining")
+        return self.desk.recipe.pretraining
+
+    # --- one pretraining ----------------------------------------------------------------------------------------------------
+
+    def learn(self, pool: Pool, labelled: Corpus, place: str = PLACE, how: Pretraining | None = None) -> Pretrained:
+        """Pretrain, classify the clusters, probe, and say whether the result is offered."""
+        how = how or self._how
+        (self.desk.path / place).mkdir(mode=0o700, exist_ok=True)
+        self._take_over(place)
+        uids = tuple(one.sop_uid for one in pool.images)
+        found = self._clusters(uids, place, how, labelled.training)
+        told = self._classified(pool, found, place, how)
+        probed = self.desk.step(f"{place}/probe.json", lambda: self._probed(uids, place, how, labelled.training))
+        file = self.desk.path / place / "backbone.pt"
+        event(log, "pretraining judged", run=self.desk.path.name, offered=probed["offered"], accuracy=told["accuracy"]["value"])
+        return self._pretrained(self.desk.path.name, file, probed, pool.patients)
+
+    def newest(self, labelled: Corpus) -> Pretrained | None:
+        """Give the newest pretraining of the same recipe part that another run offers and that names nobody who is locked now."""
+        locked = self.desk.catalogue.instances.locked_patients() | {sample.pid for sample in labelled.locked}
+        for row in self.desk.catalogue.runs.list():
+            folder = self.desk.root / "runs" / row.folder
+            if not row.folder or not (folder / PLACE / "probe.json").is_file() or folder == self.desk.path:
+                continue
+            try:
+                probed, patients = self._offer_of(row.folder)
+            except (OsteonError, KeyError, OSError):
+                continue
+            file = folder / PLACE / "backbone.pt"
+            same = probed.get("learned_as") == self._learned_as(self._how)
+            if probed["offered"] and same and not locked & set(patients) and _hash(file) == probed["sha256"]:
+                return self._pretrained(row.folder, file, probed, patients)
+        return None
+
+    def _offer_of(self, run: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+        return self._read_of(run, f"{PLACE}/probe.json"), Pool.from_plain(self._read_of(run, POOL)).patients
+
+    def _read_of(self, run: str, name: str) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = json.loads((self.desk.root / "runs" / run / name).read_bytes())
+        except (OSError, ValueError):
+            raise Tampered(f"{name} of run {run} is not there, or damaged") from None
+        return found
+
+    def _pretrained(self, run: str, file: Path, probed: Mapping[str, Any], patients: Sequence[str]) -> Pretrained:
+        metrics = tuple(Metric(**plain) for plain in probed["metrics"])
+        return Pretrained(probed["offered"], probed["words"], run, file, probed["sha256"], tuple(patients), metrics)
+
+    def _learned_as(self, how: Pretraining) -> str:
+        """Name what a backbone must have been learned as, to be the start of this recipe: epochs may have been added."""
+        recipe = self.desk.recipe
+        same = replace(how, epochs=1)
+        return f"{recipe.network} {recipe.start} {recipe.size_px} px {same.digest[:16]}"
+
+    def _take_over(self, place: str) -> None:
+        """Start from the state of the run that this one extends."""
+        extended, state = self.desk.orders.extends, self.desk.path / place / "state.pt"
+        if not extended or state.is_file():
+            return
+        source = self.desk.root / "runs" / extended / place / "state.pt"
+        if not source.is_file():
+            raise Tampered(f"run {extended} has no state of a pretraining to go on from")
+        copyfile(source, state.with_suffix(".part"))
+        durable.write(state, state.with_suffix(".part").read_bytes(), mode=0o600)
+        state.with_suffix(".part").unlink()
+
+    # --- its steps ------------------------------------------------------------------------------------------------------------
+
+    def _clusters(self, uids: tuple[str, ...], place: str, how: Pretraining, labelled: Sequence[Sample]) -> NDArray[np.int64]:
+        """Train by DeepCluster; give the cluster of each picture at the end."""
+        file = self.desk.path / place / "clusters.npz"
+        if not file.is_file():
+            self.desk.progress.stage(f"pretraining ({how.method}, {how.clusters} clusters)", how.epochs)
+            job = self._job("deepcluster", uids, place, how, how.batch)
+            state = self._together(job, place, "metrics.jsonl", "pretraining", self._probe_of(labelled, how))
+            found = self._all(replace(job, what="clusters"))
+            durable.write(file, _packed(found, int(state["epoch"])), mode=0o600)
+        with np.load(file) as kept:
+            return np.asarray(kept["labels"], np.int64)
+
+    def _classified(self, pool: Pool, labels: NDArray[np.int64], place: str, how: Pretraining) -> dict[str, Any]:
+        """Train the classifier of the cluster numbers; give what it is worth on patients it never saw."""
+
+        def made() -> dict[str, Any]:
+            split = Split.from_plain(self.desk.read("split.json"))
+            train, validation, test = (
+                np.array([row for row, one in enumerate(pool.images) if one.pid in part], np.int64)
+                for part in (set(split.train), set(split.validation), set(split.test))
+            )
+            uids = tuple(one.sop_uid for one in pool.images)
+            self.desk.progress.stage(f"classifier of {how.clusters} clusters", how.classifier.epochs)
+            job = self._job("classify", uids, place, how, how.classifier.batch)
+            job = replace(job, labels=labels, train=train, validation=validation)
+            state = self._together(job, place, "classifier.jsonl", "classifier of clusters", None)
+            network = self._network(how.clusters if len(labels) == 0 else int(labels.max()) + 1)
+            network.load_state_dict(state["best"]["network"])
+            part = self._part(job.engine, Ranks())
+            checkpoint.save(network.backbone.state_dict(), self.desk.path / place / "backbone.pt")
+            told = {"best_epoch": state["best"]["epoch"], "clusters": how.clusters}
+            for name, held in (("validation_accuracy", validation), ("accuracy", test)):
+                gallery = _gallery(self.cache, uids).only(held)
+                said = pretrain.features(part.engine.place(network), gallery, part, embed=True).argmax(dim=1).cpu().numpy()
+                hits = said == labels[held]
+                told |= _accuracies(name, hits, [pool.images[row].pid for row in held.tolist()], self.desk.recipe.seed)
+            told["chance"] = float(np.bincount(labels).max() / len(labels))
+            return told
+
+        return self.desk.step(f"{place}/classifier.json", made)
+
+    def _probed(self, uids: tuple[str, ...], place: str, how: Pretraining, labelled: Sequence[Sample]) -> dict[str, Any]:
+        """Hold the backbone against its own start weights."""
+        file = self.desk.path / place / "backbone.pt"
+        told: dict[str, Any] = {"sha256": _hash(file), "learned_as": self._learned_as(how), "metrics": [], "offered": False}
+        if not self._probable(labelled):
+            return told | {"words": "Not offered: too few labelled patients outside the locked set to probe it."}
+        self.desk.progress.stage("probing what was learned")
+        start = self._network(2)
+        learned, clustered = self._network(2), self._network(2)
+        learned.backbone.load_state_dict(checkpoint.load(file))
+        state = checkpoint.load(self.desk.path / place / "state.pt")
+        weights = {name.partition(".")[2]: value for name, value in state["network"].items() if name.startswith("backbone.")}
+        clustered.backbone.load_state_dict(weights)
+        seed, urgent = seed_for(self.desk.recipe.seed, "bootstrap"), self.desk.recipe.urgent
+        said = {
+            name: {kind: evaluate.by_study(labelled, logits, urgent) for kind, logits in self._said(network, labelled).items()}
+            for name, network in (("start", start), ("DeepCluster", clustered), ("pretrained", learned))
+        }
+        above = {}
+        for kind, title in (("knn", "k-NN"), ("linear", "linear probe")):
+            for name, predictions in said.items():
+                if metric := evaluate.auc_with_interval(predictions[kind], f"{title}, {name}", seed=seed):
+                    told["metrics"].append(asdict(metric))
+            apart = evaluate.difference(
+                said["pretrained"][kind], said["start"][kind], f"AUC of the {title}, pretrained minus start", seed=seed
+            )
+            if apart:
+                told["metrics"].append(asdict(apart))
+                above[title] = apart
+        below = [f"{title} {_told(apart)}" for title, apart in above.items() if apart.value < 0]
+        told["offered"] = bool(above) and not below
+        differences = "; ".join(f"{title} {_told(apart)}" for title, apart in above.items())
+        told["words"] = (
+            f"Offered for fine-tuning: no probe ends below the start weights (AUC minus start: {differences})."
+            if told["offered"]
+            else f"Not offered: below the start weights (AUC minus start: {'; '.join(below)})."
+        )
+        return told
+
+    def _probable(self, labelled: Sequence[Sample]) -> bool:
+        targets, patients = [one.target for one in labelled], [one.pid for one in labelled]
+        return probe.possible(targets, patients, len(self.desk.recipe.classes), self._folds)
+
+    @property
+    def _folds(self) -> int:
+        return min(5, self.desk.recipe.folds)
+
+    def _said(self, network: Network, labelled: Sequence[Sample]) -> dict[str, NDArray[np.float64]]:
+        part = self._part(self._engine(), Ranks())
+        gallery = _gallery(self.cache, tuple(one.sop_uid for one in labelled))
+        pooled = pretrain.features(part.engine.place(network), gallery, part).cpu().numpy()
+        return probe.out_of_fold(
+            pooled,
+            [one.target for one in labelled],
+            [one.pid for one in labelled],
+            len(self.desk.recipe.classes),
+            folds=self._folds,
+            repeats=REPEATS,
+            seed=self.desk.recipe.seed,
+        )
+
+    def _probe_of(self, labelled: Sequence[Sample], how: Pretraining) -> Callable[[int, Network], Mapping[str, float]] | None:
+        """Give what looks at a network between two epochs; None when there is too little to look with."""
+        if not self._probable(labelled):
+            return None
+
+        def look(epoch: int, network: Network) -> Mapping[str, float]:
+            if epoch % how.probe_every and epoch != how.epochs:
+                return {}
+            predictions = {
+                kind: evaluate.by_study(labelled, logits, self.desk.recipe.urgent)
+                for kind, logits in self._said(network, labelled).items()
+            }
+            return {kind: evaluate.auc(one.positive, one.score) for kind, one in predictions.items()}
+
+        return look
+
+    # --- all processes together -----------------------------------------------------------------------------------------------
+
+    def _engine(self) -> Engine:
+        device = self.desk.bound["device"]
+        size_px, batch = self.desk.recipe.size_px, TRY_BATCH
+        return Engine(
+            **self.desk.step("engine.json", lambda: asdict(engine.chosen(device, partial(self._network, 2), size_px, batch=batch)))
+        )
+
+    def _network(self, classes: int) -> Network:
+        recipe = self.desk.recipe
+        return build(recipe.network, classes, recipe.start, weights=self.desk.root / "models" / "weights")
+
+    def _part(self, chosen: Engine, ranks: Ranks) -> Part:
+        recipe = self.desk.recipe
+        return Part(chosen, ranks, self.desk.bound["threads"], recipe.seed, recipe.size_px, TRY_BATCH)
+
+    def _job(self, what: str, uids: tuple[str, ...], place: str, how: Pretraining, batch: int) -> Job:
+        name = "state.pt" if what == "deepcluster" else "classifier.pt"
+        threads = self.desk.bound["threads"]
+        state = self.desk.path / place / name
+        return Job(what, self.desk.recipe, how, self._engine(), self._fitting(state, batch), threads, uids, state)
+
+    def _fitting(self, state: Path, batch: int) -> int:
+        """Give the batch that an earlier try found to fit, or the recipe's."""
+        noted = _batch_file(state)
+        return int(json.loads(noted.read_bytes())["batch"]) if noted.is_file() else batch
+
+    def _all(self, job: Job, **hooks: Any) -> Any:
+        """Let every process do the job, and do it here."""
+        self.desk.ranks.told(job)
+        return _do(job, self.desk.root, self.desk.ranks, **hooks)
+
+    def _together(
+        self, job: Job, place: str, journal: str, fit: str, look: Callable[[int, Network], Mapping[str, float]] | None
+    ) -> State:
+        """Train to the end of the job, with half the batch whenever the memory is too small."""
+        while True:
+            keeper = _Keeper(job.state, self.desk.path / place / journal)
+
+            def on_epoch(line: Line, keeper: _Keeper = keeper) -> None:
+                keeper.note(line)
+                try:
+                    self.desk.progress.epoch(fit, {"fit": fit} | line)
+                    self.desk.progress.advance(int(line["epoch"]))
+                except BaseException:
+                    keeper.write()  # told to stop: what is done is kept
+                    raise
+
+            try:
+                state: State = self._all(job, keep=keeper.keep, on_epoch=on_epoch, look=look)
+            except TooLarge:
+                if self.desk.ranks.size > 1:
+                    raise  # the others are in the middle of a step: all start anew, with the batch that was noted
+                job = replace(job, batch=self._fitting(job.state, job.batch))
+                event(log, "batch halved", level=logging.WARNING, run=self.desk.path.name, fit=fit, batch=job.batch)
+                self.desk.progress.stage(f"{fit}, batch halved to {job.batch}: the memory is too small", job.how.epochs)
+                continue
+            keeper.write()
+            return state
+
+    # --- a sweep --------------------------------------------------------------------------------------------------------------
+
+    def sweep(self, pool: Pool, labelled: Corpus) -> dict[str, Any]:
+        """Pretrain for each number of clusters; lay the study's rule and the probes side by side.
+
+        The study takes the k whose clusters are told best by the classifier; more clusters are harder to tell, so that the accuracy
+        is held against the share of the largest cluster, which a guess would reach.
+        """
+        rows = []
+        for k in self.desk.orders.clusters:
+            how = replace(self._how, clusters=k)
+            if len(pool.images) < how.images_min:
+                raise NotEnough(f"{k} clusters need {how.images_min} images or more; there are {len(pool.images)}")
+            pretrained = self.learn(pool, labelled, f"k-{k}", how)
+            told = self.desk.read(f"k-{k}/classifier.json")
+            values = {metric.name: metric.value for metric in pretrained.metrics}
+            rows.append(
+                {
+                    "k": k,
+                    "accuracy": told["accuracy"],
+                    "accuracy_by_patient": told["accuracy_by_patient"],
+                    "chance": told["chance"],
+                    "over_chance": told["accuracy"]["value"] - told["chance"],
+                    "knn": values.get("AUC, k-NN, pretrained"),
+                    "linear": values.get("AUC, linear probe, pretrained"),
+                    "knn_start": values.get("AUC, k-NN, start"),
+                    "linear_start": values.get("AUC, linear probe, start"),
+                    "offered": pretrained.offered,
+                }
+            )
+        by_rule = max(rows, key=lambda row: row["over_chance"])["k"]
+        probed = [row for row in rows if row["linear"] is not None]
+        by_probe = max(probed, key=lambda row: row["linear"] + row["knn"])["k"] if probed else None
+        return self.desk.step("sweep.json", lambda: {"rows": rows, "by_study_rule": by_rule, "by_probes": by_probe})
+
+
+class _Keeper:
+    """Writes states now and then, and one line an epoch."""
+
+    def __init__(self, file: Path, journal: Path) -> None:
+        self._file, self._journal = file, journal
+        self._state: State | None = None
+        self._at = monotonic()
+        before = checkpoint.load(file)["lines"] if file.is_file() else []
+        durable.write(journal, b"".join(_line(line) for line in before), mode=0o600)
+
+    def keep(self, state: State) -> None:
+        """Remember the newest state; write it when the last one is old."""
+        self._state = state
+        if monotonic() - self._at > KEEP_S:
+            self.write()
+
+    def note(self, line: Line) -> None:
+        """Write the line of an epoch."""
+        with open(self._journal, "ab") as out:
+            out.write(_line(line))
+
+    def write(self) -> None:
+        """Write the newest state."""
+        if self._state is not None:
+            checkpoint.save(self._state, self._file)
+            self._state, self._at = None, monotonic()
+
+
+def _do(
+    job: Job,
+    root: Path,
+    ranks: Ranks,
+    *,
+    keep: Callable[[State], None] = lambda state: None,
+    on_epoch: Callable[[Line], None] = lambda line: None,
+    look: Callable[[int, Network], Mapping[str, float]] | None = None,
+) -> Any:
+    """Do a job, in each process alike."""
+    recipe = job.recipe
+    cache = Cache(root / "cache", Preprocessing(recipe.size_px))
+    gallery = _gallery(cache, job.uids)
+    state = checkpoint.load(job.state) if job.state.is_file() else None
+    part = Part(
+        replace(job.engine, device=f"cuda:{ranks.local}") if job.engine.device == "cuda" else job.engine,
+        ranks,
+        job.threads,
+        recipe.seed,
+        recipe.size_px,
+        job.batch,
+        keep=keep,
+        on_epoch=on_epoch,
+        probe=look,
+    )
+
+    def fresh(classes: int) -> Network:
+        return build(recipe.network, classes, recipe.start, weights=root / "models" / "weights")
+
+    try:
+        if job.what == "deepcluster":
+            return pretrain.deepcluster(fresh, gallery, job.how, part, state)
+        if job.what == "clusters" and state is not None:
+            return pretrain.clusters(fresh, gallery, job.how, part, state)
+        if job.labels is None or job.train is None or job.validation is None:
+            raise ValueError(f"no job {job.what!r}")
+        return pretrain.classify(fresh, gallery, job.labels, job.train, job.validation, job.how.classifier, part, state)
+    except TooLarge:
+        if job.batch < 2 * 2 * ranks.size:
+            raise
+        noted = {"batch": job.batch // 2, "because": f"a batch of {job.batch} did not fit into the memory"}
+        durable.write(_batch_file(job.state), json.dumps(noted).encode(), mode=0o600)
+        raise
+
+
+def _batch_file(state: Path) -> Path:
+    return state.with_name(f"batch-{state.stem}.json")
+
+
+def _gallery(cache: Cache, uids: tuple[str, ...]) -> Gallery:
+    rows, at = corpus.mapped(uids, cache)
+    return Gallery(rows, at, uids)
+
+
+def _packed(found: Clusters, epoch: int) -> bytes:
+    out = io.BytesIO()
+    np.savez(
+        out,
+        labels=found.assignment.labels,
+        distances=found.assignment.distances,
+        centroids=found.assignment.centroids,
+        rows=found.rows.astype(np.float16),
+        epoch=np.array(epoch),
+    )
+    return out.getvalue()
+
+
+def _accuracies(name: str, hits: NDArray[np.bool_], patients: Sequence[str], seed: int) -> dict[str, Any]:
+    """Give the accuracy by image, and the mean over the patients of each one's own, with their intervals."""
+    images = len(hits)
+    low, high = evaluate.wilson(int(hits.sum()), images)
+    share = {patient: [] for patient in patients}
+    for patient, hit in zip(patients, hits.tolist(), strict=True):
+        share[patient].append(hit)
+    means = np.array([np.mean(each) for each in share.values()]) if share else np.zeros(1)
+    drawn = np.random.default_rng(seed).choice(means, (2000, len(means))).mean(axis=1)
+    edges = np.quantile(drawn, [0.025, 0.975])
+    value = float(hits.mean()) if images else 0.0
+    return {
+        name: {"value": value, "low": low, "high": high, "n": images},
+        f"{name}_by_patient": {"value": float(means.mean()), "low": float(edges[0]), "high": float(edges[1]), "n": len(share)},
+    }
+
+
+def _told(metric: Metric) -> str:
+    return f"{metric.value:+.3f} ({metric.low:+.3f} to {metric.high:+.3f}, {metric.n} patients)"
+
+
+def _line(line: Line) -> bytes:
+    return json.dumps(line).encode("ascii") + b"\n"
+
+
+def _hash(file: Path) -> str:
+    return sha256(file.read_bytes()) if file.is_file() else ""
