@@ -12,6 +12,8 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -56,7 +58,7 @@ def build(arch: str, classes: int, start: str = "imagenet", *, weights: Path | N
     start
         ``imagenet`` or ``random``.
     weights
-        The folder with fetched weights (`<root>/models/weights`); needed for the ResNets' ImageNet start only.
+        The folder with fetched weights (`<root>/models/weights`); needed for torchvision's ImageNet starts only.
 
     Raises
     ------
@@ -67,7 +69,9 @@ def build(arch: str, classes: int, start: str = "imagenet", *, weights: Path | N
     """
     chosen = start_weights(arch, start)
     state = None if chosen is RANDOM else _state(chosen, weights)
-    return _lite0(classes, state) if arch == "efficientnet_lite0" else _resnet(arch, classes, state)
+    if arch == "efficientnet_lite0":
+        return _lite0(classes, state)
+    return (_densenet if arch.startswith("densenet") else _resnet)(arch, classes, state)
 
 
 def start_weights(arch: str, start: str = "imagenet") -> StartWeights:
@@ -91,7 +95,7 @@ def _state(chosen: StartWeights, folder: Path | None) -> Mapping[str, Tensor]:
     else:
         file = folder / chosen.filename
     data = file.read_bytes()
-    if hashlib.sha256(data).hexdigest() != chosen.sha256:
+    if not chosen.is_hash(hashlib.sha256(data).hexdigest()):
         raise Tampered(f"{file.name} does not have the hash of {chosen.name}; it is not used")
     return cast(Mapping[str, Tensor], torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
 
@@ -174,7 +178,7 @@ def _lite0(classes: int, state: Mapping[str, Tensor] | None) -> Network:
     return Network(backbone, _LITE0_WIDTH, classes, mean=127 / 255, spread=128 / 255, dropout=0.2)
 
 
-# --- ResNets ------------------------------------------------------------------------------------------------------------------
+# --- ResNets and DenseNet, as torchvision builds them ---------------------------------------------------------------------------
 
 _RGB_MEAN, _RGB_SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _MEAN, _SPREAD = 0.449, 0.226
@@ -192,14 +196,42 @@ def _resnet(arch: str, classes: int, state: Mapping[str, Tensor] | None) -> Netw
         nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
         return network
     own = {name: value for name, value in state.items() if not name.startswith("fc.")}
-    # The colour stem sees (x - m) / s with its own m and s in each channel; ours sees one of each. Scaling the kernels makes
-    # up for s, a shift of the batch norm for m: exact but for the three border pixels, where zeros are padded.
-    mean, spread = (torch.tensor(each).view(1, 3, 1, 1) for each in (_RGB_MEAN, _RGB_SPREAD))
-    stem = own["conv1.weight"] / spread  # (64, 3, 7, 7)
-    own["bn1.running_mean"] = own["bn1.running_mean"] - (stem * (_MEAN - mean)).sum(dim=(1, 2, 3))
-    own["conv1.weight"] = _grey(stem) * _SPREAD
-    backbone.load_state_dict(own)
+    backbone.load_state_dict(own | _grey_start(own, "conv1.weight", "bn1.running_mean"))
     return network
+
+
+def _densenet(arch: str, classes: int, state: Mapping[str, Tensor] | None) -> Network:
+    from torchvision.models import get_model
+
+    colour = get_model(arch, weights=None)
+    # Its stages in one row, so that the leading ones can be frozen; the last three are what its forward does after them.
+    stages = dict(colour.features.named_children())
+    stages |= {"conv0": nn.Conv2d(1, 64, 7, 2, 3, bias=False)}
+    stages |= {"relu5": nn.ReLU(inplace=True), "pool5": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten()}
+    backbone = nn.Sequential(OrderedDict(stages))
+    network = Network(backbone, colour.classifier.in_features, classes, mean=_MEAN, spread=_SPREAD)
+    if state is None:
+        nn.init.kaiming_normal_(stages["conv0"].weight)
+        return network
+    # The published file is older than the rule that a module's name has no dot: `denselayer1.norm.1` is `denselayer1.norm1`.
+    own = {
+        re.sub(r"(\.denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name.removeprefix("features.")): value
+        for name, value in state.items()
+        if name.startswith("features.")
+    }
+    backbone.load_state_dict(own | _grey_start(own, "conv0.weight", "norm0.running_mean"))
+    return network
+
+
+def _grey_start(state: Mapping[str, Tensor], stem: str, shift: str) -> dict[str, Tensor]:
+    """Give the first convolution and the mean of the batch norm after it, for grey images.
+
+    The colour stem sees (x - m) / s with its own m and s in each channel; ours sees one of each. Scaling the kernels makes up for
+    s, a shift of the batch norm for m: exact but for the three border pixels, where zeros are padded.
+    """
+    mean, spread = (torch.tensor(each).view(1, 3, 1, 1) for each in (_RGB_MEAN, _RGB_SPREAD))
+    scaled = state[stem] / spread  # (64, 3, 7, 7)
+    return {stem: _grey(scaled) * _SPREAD, shift: state[shift] - (scaled * (_MEAN - mean)).sum(dim=(1, 2, 3))}
 
 
 # --- shared -------------------------------------------------------------------------------------------------------------------
