@@ -1,8 +1,8 @@
 """The networks: radiograph in, logits and pooled features out. The only file of `models` that knows torch.
 
 In: the name of an architecture, the number of classes, start weights from an installed package or a local file. Out: a
-`Network` that takes grey images in 0…1 and does its own normalisation, so that the ONNX file needs none beside it. Nothing is
-downloaded here.
+`Network`, or an `Ensemble` of several, that takes grey images in 0…1 and does its own normalisation, so that the ONNX file needs
+none beside it. Nothing is downloaded here.
 
 Shapes: B images, C classes, D features, S pixels.
 """
@@ -14,7 +14,7 @@ import io
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -46,6 +46,27 @@ class Network(nn.Module):
         """Take (B, 1, S, S) in 0…1."""
         features: Tensor = self.backbone((grey - self.mean) / self.spread)  # (B, D)
         return self.head(self.dropout(features)), features
+
+
+class Ensemble(nn.Module):
+    """Networks of one architecture that answer together; returns mean logits (B, C) and mean pooled features (B, D).
+
+    The mean is over logits as the members give them: calibration is for whoever reads it. It only predicts, and is in evaluation
+    mode from the start.
+    """
+
+    def __init__(self, members: Sequence[Network]) -> None:
+        super().__init__()
+        shapes = [{name: value.shape for name, value in member.state_dict().items()} for member in members]
+        if not shapes or any(each != shapes[0] for each in shapes):
+            raise ValueError("an ensemble needs members, all of one architecture and with the same classes")
+        self.members = nn.ModuleList(members)
+        self.eval()
+
+    def forward(self, grey: Tensor) -> tuple[Tensor, Tensor]:
+        """Take (B, 1, S, S) in 0…1."""
+        logits, features = zip(*(member(grey) for member in self.members), strict=True)
+        return torch.stack(logits).mean(dim=0), torch.stack(features).mean(dim=0)
 
 
 def build(arch: str, classes: int, start: str = "imagenet", *, weights: Path | None = None) -> Network:

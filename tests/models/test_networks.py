@@ -141,6 +141,28 @@ def test_logits_and_features_for_any_batch_and_classes(arch: str) -> None:
         assert (logits.shape, features.shape) == ((count, 3), (count, WIDTHS[arch]))
 
 
+def test_an_ensemble_gives_the_means_of_its_members() -> None:
+    torch.manual_seed(0)
+    members = [networks.build("efficientnet_lite0", 3, "random") for _ in range(3)]
+    ensemble = networks.Ensemble(members)
+    image = torch.rand(2, 1, 64, 64)
+    with torch.inference_mode():
+        logits, features = ensemble(image)
+        alone = [member.eval()(image) for member in members]
+    assert torch.allclose(logits, sum(one for one, _ in alone) / 3, atol=1e-6)
+    assert torch.allclose(features, sum(one for _, one in alone) / 3, atol=1e-6)
+    assert (logits.shape, features.shape) == ((2, 3), (2, 1280))
+
+
+def test_an_ensemble_of_nothing_or_of_different_networks_is_refused() -> None:
+    lite0, resnet, more = (
+        networks.build(*one, "random") for one in (("efficientnet_lite0", 2), ("resnet18", 2), ("resnet18", 3))
+    )
+    for members in ([], [lite0, resnet], [resnet, more]):
+        with pytest.raises(ValueError, match="one architecture"):
+            networks.Ensemble(members)
+
+
 def test_the_fresh_head_hardly_speaks_and_the_rest_is_always_the_same() -> None:
     one, two = (networks.build("efficientnet_lite0", 2).eval() for _ in range(2))
     image = torch.rand(1, 1, 64, 64)
