@@ -95,6 +95,30 @@ def build(arch: str, classes: int, start: str = "imagenet", *, weights: Path | N
     return (_densenet if arch.startswith("densenet") else _resnet)(arch, classes, state)
 
 
+def with_backbone(arch: str, classes: int, state: Mapping[str, Tensor]) -> Network:
+    """Give a network with a fresh head of `classes` on a backbone that was trained here, for example by a pretraining.
+
+    Parameters
+    ----------
+    state
+        What `network.backbone.state_dict()` gave.
+
+    Raises
+    ------
+    NoSuchWeights
+        The architecture is unknown, or a tensor is missing, unknown, or of another shape than this architecture's.
+    """
+    network = build(arch, classes, "random")
+    own = {name: tuple(value.shape) for name, value in network.backbone.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in state.items()}
+    for name in [*own, *given]:
+        if own.get(name) != given.get(name):
+            wanted, found = (shapes.get(name, "nothing") for shapes in (own, given))
+            raise NoSuchWeights(f"these weights are no backbone of {arch}: {name} should be {wanted} and is {found}")
+    network.backbone.load_state_dict(state)
+    return network
+
+
 def start_weights(arch: str, start: str = "imagenet") -> StartWeights:
     """Say which weights `build` starts from: name, hash and licence, for the card."""
     if arch not in ARCHITECTURES:

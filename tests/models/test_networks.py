@@ -163,6 +163,32 @@ def test_an_ensemble_of_nothing_or_of_different_networks_is_refused() -> None:
             networks.Ensemble(members)
 
 
+def test_a_trained_backbone_gets_a_fresh_head() -> None:
+    trained = networks.build("resnet18", 1000, "random").eval()
+    network = networks.with_backbone("resnet18", 2, trained.backbone.state_dict()).eval()
+    image = torch.rand(2, 1, 64, 64)
+    with torch.inference_mode():
+        (logits, features), (_, expected) = network(image), trained(image)
+    assert torch.equal(features, expected)
+    assert logits.shape == (2, 2)
+    assert 0.005 < float(network.head.weight.detach().std()) < 0.02
+    assert not network.head.bias.any()
+
+
+def test_a_backbone_that_does_not_fit_is_refused_by_the_name_of_a_tensor() -> None:
+    state = networks.build("resnet18", 2, "random").backbone.state_dict()
+    with pytest.raises(NoSuchWeights, match="no backbone of resnet50"):
+        networks.with_backbone("resnet50", 2, state)
+    with pytest.raises(NoSuchWeights, match=r"conv1.weight should be \(64, 1, 7, 7\) and is \(64, 3, 7, 7\)"):
+        networks.with_backbone("resnet18", 2, {**state, "conv1.weight": torch.zeros(64, 3, 7, 7)})
+    with pytest.raises(NoSuchWeights, match=r"bn1.bias should be \(64,\) and is nothing"):
+        networks.with_backbone("resnet18", 2, {name: value for name, value in state.items() if name != "bn1.bias"})
+    with pytest.raises(NoSuchWeights, match=r"fc.weight should be nothing and is \(2, 512\)"):
+        networks.with_backbone("resnet18", 2, {**state, "fc.weight": torch.zeros(2, 512)})
+    with pytest.raises(NoSuchWeights, match="no architecture"):
+        networks.with_backbone("alexnet", 2, state)
+
+
 def test_the_fresh_head_hardly_speaks_and_the_rest_is_always_the_same() -> None:
     one, two = (networks.build("efficientnet_lite0", 2).eval() for _ in range(2))
     image = torch.rand(1, 1, 64, 64)
