@@ -24,6 +24,10 @@ Decision = Literal["promote", "refuse", "insufficient evidence"]
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+def _is_hex(text: str, digits: int) -> bool:
+    return len(text) == digits and set(text) <= set("0123456789abcdef")
+
+
 @dataclass(frozen=True, slots=True)
 class Code:
     """A code of DICOM's triple (PS3.3 table 8.8-1)."""
@@ -85,12 +89,24 @@ class StartWeights:
 
     name: str
     sha256: str
-    """Of the file; empty for a random start."""
+    """Of the file; empty for a random start. The first 8 digits alone, those of its name, where the whole is not known."""
     licence: str
     filename: str = ""
     """Below `<root>/models/weights`; empty when an installed package, or nothing, holds them."""
     url: str = ""
     """Where `osteon models fetch` gets the file."""
+
+    def __post_init__(self) -> None:
+        if self.sha256 and not _is_hex(self.sha256, 64) and not (_is_hex(self.sha256, 8) and f"-{self.sha256}." in self.filename):
+            raise ValueError("hashes are 64 lower-case hex digits; 8 only where the file's name has them")
+
+    def is_hash(self, digest: str) -> bool:
+        """Say whether the file with this SHA-256 is the one that is meant.
+
+        Where only 8 digits are known, only they are compared. That is what torchvision itself does when it downloads: it shows a
+        damaged or a mistaken file, but no file that somebody made on purpose to have the same 8 digits.
+        """
+        return bool(self.sha256) and digest[: len(self.sha256)] == self.sha256
 
 
 RANDOM = StartWeights("random", "", "")
@@ -114,6 +130,13 @@ IMAGENET: Mapping[str, StartWeights] = MappingProxyType(
             "BSD-3-Clause",
             "resnet50-0676ba61.pth",
             "https://download.pytorch.org/models/resnet50-0676ba61.pth",
+        ),
+        "densenet201": StartWeights(
+            "DenseNet-201, ImageNet-1k V1 (torchvision)",
+            "c1103571",
+            "BSD-3-Clause",
+            "densenet201-c1103571.pth",
+            "https://download.pytorch.org/models/densenet201-c1103571.pth",
         ),
     }
 )
@@ -180,7 +203,7 @@ class Card:
         if self.created_at.tzinfo is None:
             raise ValueError("created_at needs a time zone")
         hashes = (self.corpus_sha256, self.labels_sha256, self.onnx_sha256)
-        if not all(_is_sha256(each) for each in hashes) or (self.reference_sha256 and not _is_sha256(self.reference_sha256)):
+        if not all(_is_hex(each, 64) for each in hashes) or (self.reference_sha256 and not _is_hex(self.reference_sha256, 64)):
             raise ValueError("hashes are 64 lower-case hex digits")
 
     def to_json(self) -> str:
@@ -235,7 +258,3 @@ def corpus_patients(data: bytes) -> frozenset[str]:
 def sha256(data: bytes) -> str:
     """Give the hash as cards state it."""
     return hashlib.sha256(data).hexdigest()
-
-
-def _is_sha256(text: str) -> bool:
-    return len(text) == 64 and set(text) <= set("0123456789abcdef")

@@ -1,8 +1,8 @@
 """The networks: radiograph in, logits and pooled features out. The only file of `models` that knows torch.
 
 In: the name of an architecture, the number of classes, start weights from an installed package or a local file. Out: a
-`Network` that takes grey images in 0…1 and does its own normalisation, so that the ONNX file needs none beside it. Nothing is
-downloaded here.
+`Network`, or an `Ensemble` of several, that takes grey images in 0…1 and does its own normalisation, so that the ONNX file needs
+none beside it. Nothing is downloaded here.
 
 Shapes: B images, C classes, D features, S pixels.
 """
@@ -12,7 +12,9 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from collections.abc import Mapping
+import re
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -57,6 +59,27 @@ class Network(nn.Module):
         return self.head(self.dropout(features)), features
 
 
+class Ensemble(nn.Module):
+    """Networks of one architecture that answer together; returns mean logits (B, C) and mean pooled features (B, D).
+
+    The mean is over logits as the members give them: calibration is for whoever reads it. It only predicts, and is in evaluation
+    mode from the start.
+    """
+
+    def __init__(self, members: Sequence[Network]) -> None:
+        super().__init__()
+        shapes = [{name: value.shape for name, value in member.state_dict().items()} for member in members]
+        if not shapes or any(each != shapes[0] for each in shapes):
+            raise ValueError("an ensemble needs members, all of one architecture and with the same classes")
+        self.members = nn.ModuleList(members)
+        self.eval()
+
+    def forward(self, grey: Tensor) -> tuple[Tensor, Tensor]:
+        """Take (B, 1, S, S) in 0…1."""
+        logits, features = zip(*(member(grey) for member in self.members), strict=True)
+        return torch.stack(logits).mean(dim=0), torch.stack(features).mean(dim=0)
+
+
 def build(arch: str, classes: int, start: str = "imagenet", *, weights: Path | None = None) -> Network:
     """Give a network with a fresh head of `classes`; draws from torch's global generator.
 
@@ -67,7 +90,7 @@ def build(arch: str, classes: int, start: str = "imagenet", *, weights: Path | N
     start
         ``imagenet`` or ``random``.
     weights
-        The folder with fetched weights (`<root>/models/weights`); needed for the ResNets' ImageNet start only.
+        The folder with fetched weights (`<root>/models/weights`); needed for torchvision's ImageNet starts only.
 
     Raises
     ------
@@ -78,7 +101,33 @@ def build(arch: str, classes: int, start: str = "imagenet", *, weights: Path | N
     """
     chosen = start_weights(arch, start)
     state = None if chosen is RANDOM else _state(chosen, weights)
-    return _lite0(classes, state) if arch == "efficientnet_lite0" else _resnet(arch, classes, state)
+    if arch == "efficientnet_lite0":
+        return _lite0(classes, state)
+    return (_densenet if arch.startswith("densenet") else _resnet)(arch, classes, state)
+
+
+def with_backbone(arch: str, classes: int, state: Mapping[str, Tensor]) -> Network:
+    """Give a network with a fresh head of `classes` on a backbone that was trained here, for example by a pretraining.
+
+    Parameters
+    ----------
+    state
+        What `network.backbone.state_dict()` gave.
+
+    Raises
+    ------
+    NoSuchWeights
+        The architecture is unknown, or a tensor is missing, unknown, or of another shape than this architecture's.
+    """
+    network = build(arch, classes, "random")
+    own = {name: tuple(value.shape) for name, value in network.backbone.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in state.items()}
+    for name in [*own, *given]:
+        if own.get(name) != given.get(name):
+            wanted, found = (shapes.get(name, "nothing") for shapes in (own, given))
+            raise NoSuchWeights(f"these weights are no backbone of {arch}: {name} should be {wanted} and is {found}")
+    network.backbone.load_state_dict(state)
+    return network
 
 
 def start_weights(arch: str, start: str = "imagenet") -> StartWeights:
@@ -102,7 +151,7 @@ def _state(chosen: StartWeights, folder: Path | None) -> Mapping[str, Tensor]:
     else:
         file = folder / chosen.filename
     data = file.read_bytes()
-    if hashlib.sha256(data).hexdigest() != chosen.sha256:
+    if not chosen.is_hash(hashlib.sha256(data).hexdigest()):
         raise Tampered(f"{file.name} does not have the hash of {chosen.name}; it is not used")
     return cast(Mapping[str, Tensor], torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
 
@@ -185,7 +234,7 @@ def _lite0(classes: int, state: Mapping[str, Tensor] | None) -> Network:
     return Network(backbone, _LITE0_WIDTH, classes, mean=127 / 255, spread=128 / 255, dropout=0.2)
 
 
-# --- ResNets ------------------------------------------------------------------------------------------------------------------
+# --- ResNets and DenseNet, as torchvision builds them ---------------------------------------------------------------------------
 
 _RGB_MEAN, _RGB_SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _MEAN, _SPREAD = 0.449, 0.226
@@ -203,14 +252,42 @@ def _resnet(arch: str, classes: int, state: Mapping[str, Tensor] | None) -> Netw
         nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
         return network
     own = {name: value for name, value in state.items() if not name.startswith("fc.")}
-    # The colour stem sees (x - m) / s with its own m and s in each channel; ours sees one of each. Scaling the kernels makes
-    # up for s, a shift of the batch norm for m: exact but for the three border pixels, where zeros are padded.
-    mean, spread = (torch.tensor(each).view(1, 3, 1, 1) for each in (_RGB_MEAN, _RGB_SPREAD))
-    stem = own["conv1.weight"] / spread  # (64, 3, 7, 7)
-    own["bn1.running_mean"] = own["bn1.running_mean"] - (stem * (_MEAN - mean)).sum(dim=(1, 2, 3))
-    own["conv1.weight"] = _grey(stem) * _SPREAD
-    backbone.load_state_dict(own)
+    backbone.load_state_dict(own | _grey_start(own, "conv1.weight", "bn1.running_mean"))
     return network
+
+
+def _densenet(arch: str, classes: int, state: Mapping[str, Tensor] | None) -> Network:
+    from torchvision.models import get_model
+
+    colour = get_model(arch, weights=None)
+    # Its stages in one row, so that the leading ones can be frozen; the last three are what its forward does after them.
+    stages = dict(colour.features.named_children())
+    stages |= {"conv0": nn.Conv2d(1, 64, 7, 2, 3, bias=False)}
+    stages |= {"relu5": nn.ReLU(inplace=True), "pool5": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten()}
+    backbone = nn.Sequential(OrderedDict(stages))
+    network = Network(backbone, colour.classifier.in_features, classes, mean=_MEAN, spread=_SPREAD)
+    if state is None:
+        nn.init.kaiming_normal_(stages["conv0"].weight)
+        return network
+    # The published file is older than the rule that a module's name has no dot: `denselayer1.norm.1` is `denselayer1.norm1`.
+    own = {
+        re.sub(r"(\.denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name.removeprefix("features.")): value
+        for name, value in state.items()
+        if name.startswith("features.")
+    }
+    backbone.load_state_dict(own | _grey_start(own, "conv0.weight", "norm0.running_mean"))
+    return network
+
+
+def _grey_start(state: Mapping[str, Tensor], stem: str, shift: str) -> dict[str, Tensor]:
+    """Give the first convolution and the mean of the batch norm after it, for grey images.
+
+    The colour stem sees (x - m) / s with its own m and s in each channel; ours sees one of each. Scaling the kernels makes up for
+    s, a shift of the batch norm for m: exact but for the three border pixels, where zeros are padded.
+    """
+    mean, spread = (torch.tensor(each).view(1, 3, 1, 1) for each in (_RGB_MEAN, _RGB_SPREAD))
+    scaled = state[stem] / spread  # (64, 3, 7, 7)
+    return {stem: _grey(scaled) * _SPREAD, shift: state[shift] - (scaled * (_MEAN - mean)).sum(dim=(1, 2, 3))}
 
 
 # --- shared -------------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A fitted network as one ONNX file that says the same.
+"""A fitted network, or an ensemble of them, as one ONNX file that says the same.
 
 In: a network and pictures of the corpus. Out: the bytes of the file, proven against torch on those pictures. A file that says
 anything else, or that needs another file beside it, must never become a version.
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.errors import Final
-from models.networks import Network
+from models.networks import Ensemble, Network
 from models.runtime import onnx_runtime
 from training.augment import plain
 
@@ -45,7 +45,7 @@ class Parity:
     opset: int
 
 
-def export(network: Network, size_px: int) -> bytes:
+def export(network: Network | Ensemble, size_px: int) -> bytes:
     """Write the network as ONNX with a batch of any size: `image` (n, 1, s, s) -> `logits` (n, c), `features` (n, d)."""
     network = network.cpu().eval()
     example = torch.zeros(2, 1, size_px, size_px)
@@ -68,7 +68,7 @@ def export(network: Network, size_px: int) -> bytes:
         return file.read_bytes()
 
 
-def parity(onnx: bytes, network: Network, rows: Tensor) -> Parity:
+def parity(onnx: bytes, network: Network | Ensemble, rows: Tensor) -> Parity:
     """Hold file and network against each other on pictures (n, s, s) uint8 of the corpus, in batches of several sizes.
 
     Raises

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.errors import Final
-from models.networks import Network
+from models.networks import Ensemble, Network
 from training.augment import DRAWS, augment, plain
 from training.recipe import Recipe, seed_for, uniforms
 
@@ -129,7 +129,7 @@ def fit(
     return Fitted(network.eval(), best_epoch)
 
 
-def predict(network: Network, rows: Tensor, *, device: str = "cpu") -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def predict(network: Network | Ensemble, rows: Tensor, *, device: str = "cpu") -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Give logits (n, classes) and features (n, d) of pictures (n, s, s) uint8, unchanged and without gradients."""
     was_training = network.training
     network.eval()
@@ -139,10 +139,8 @@ def predict(network: Network, rows: Tensor, *, device: str = "cpu") -> tuple[NDA
             one = network(plain(part.to(device)).contiguous(memory_format=torch.channels_last))
             logits.append(one[0].float().cpu())
             features.append(one[1].float().cpu())
-    if was_training:
+    if was_training and isinstance(network, Network):  # an ensemble never trains
         _train_mode(network)
-    if not logits:
-        return np.empty((0, network.head.out_features), np.float32), np.empty((0, network.width), np.float32)
     return torch.cat(logits).numpy(), torch.cat(features).numpy()
 
 

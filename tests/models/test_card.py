@@ -13,7 +13,7 @@ import tiny_model
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from models.card import IMAGENET, Card, Code, Metric, corpus_file, corpus_patients
+from models.card import IMAGENET, RANDOM, Card, Code, Metric, StartWeights, corpus_file, corpus_patients
 from models.errors import Tampered
 from models.preprocess import Preprocessing
 
@@ -91,10 +91,29 @@ def test_the_frozen_corpus_is_a_sorted_set_of_pseudonyms() -> None:
         corpus_patients(b'{"patients": [1]}')
 
 
-def test_every_start_that_can_be_fetched_has_a_full_hash_that_its_name_begins_with() -> None:
-    for weights in IMAGENET.values():
-        assert len(weights.sha256) == 64
+def test_every_start_that_can_be_fetched_has_a_hash_that_its_name_begins_with() -> None:
+    """The full one, but for DenseNet-201: of that file only the 8 digits in its name are known."""
+    for arch, weights in IMAGENET.items():
+        assert len(weights.sha256) == (8 if arch == "densenet201" else 64)
         assert weights.licence
         if weights.url:
             assert weights.url.startswith("https://")
             assert weights.filename.split("-")[1].startswith(weights.sha256[:8])
+
+
+@pytest.mark.parametrize(
+    ("sha256", "filename"),
+    [("c1103571", ""), ("c1103571", "densenet201-c1103572.pth"), ("c11035", "d-c11035.pth"), ("C1103571", "d-C1103571.pth")],
+)
+def test_start_weights_of_half_a_hash_are_no_start_weights(sha256: str, filename: str) -> None:
+    with pytest.raises(ValueError, match="64 lower-case hex digits"):
+        StartWeights("test", sha256, "none", filename)
+
+
+def test_a_full_hash_is_compared_in_full_and_no_hash_fits_nothing() -> None:
+    full = IMAGENET["resnet18"].sha256
+    assert IMAGENET["resnet18"].is_hash(full)
+    assert not IMAGENET["resnet18"].is_hash(full[:8] + "0" * 56)
+    assert IMAGENET["densenet201"].is_hash("c1103571" + "0" * 56)
+    assert not IMAGENET["densenet201"].is_hash("c1103570" + "0" * 56)
+    assert not RANDOM.is_hash(full)

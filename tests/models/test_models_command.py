@@ -178,3 +178,16 @@ def test_fetch_leaves_alone_what_is_there(osteon: Osteon, settings: Settings, mo
     assert "is there already" in osteon("fetch", "resnet18")
     with pytest.raises(NoSuchWeights):
         osteon("fetch", "efficientnet_lite0")
+
+
+def test_fetch_says_where_only_the_beginning_of_a_hash_is_known(
+    osteon: Osteon, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import io
+
+    from models import card
+
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO(b"weights"))
+    monkeypatch.setattr(card, "sha256", lambda data: "c1103571" + "0" * 56)
+    assert "first 8 digits of the hash as expected" in osteon("fetch", "densenet201")
+    assert (settings.storage.root / "models" / "weights" / "densenet201-c1103571.pth").read_bytes() == b"weights"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from labelled import texture
 
-from models.networks import Network, build
+from models.networks import Ensemble, Network, build
 from training import augment, export, finetune
 from training.finetune import Diverged, Epoch, Pictures
 from training.recipe import Augmentation, named
@@ -115,3 +115,19 @@ def test_the_file_says_what_the_network_says_or_is_none() -> None:
         network.head.bias += 0.01
     with pytest.raises(export.NotTheSame, match="no version"):
         export.parity(onnx, network, rows)
+
+
+def test_an_ensembles_file_says_what_the_ensemble_says_or_is_none() -> None:
+    torch.manual_seed(0)
+    ensemble = Ensemble([build("efficientnet_lite0", 2, "random"), build("efficientnet_lite0", 2, "random")])
+    onnx = export.export(ensemble, 32)
+    rows = pictures(9, seed=7).rows
+    proof = export.parity(onnx, ensemble, rows)
+    assert proof.images == 9
+    assert max(proof.logits, proof.features) <= export.TOLERANCE
+    logits, features = finetune.predict(ensemble, rows)
+    assert (logits.shape, features.shape) == ((9, 2), (9, 1280))
+    with torch.no_grad():
+        ensemble.members[1].head.bias += 0.01
+    with pytest.raises(export.NotTheSame, match="no version"):
+        export.parity(onnx, ensemble, rows)
