@@ -178,6 +178,8 @@ class Card:
     seeds: Mapping[str, int]
     code_version: str
     start: StartWeights
+    composition: str = ""
+    """One network or several, and by which evidence."""
     locked_looks: int
     """How often the locked patients had been looked at, this evaluation included."""
     decision: Decision

@@ -45,8 +45,12 @@ class Network(nn.Module):
     @property
     def head_width(self) -> int:
         """Numbers that the head gives for an image."""
-        last = self.head if isinstance(self.head, nn.Linear) else self.head[-1]
-        return int(last.out_features)
+        return self.last.out_features
+
+    @property
+    def last(self) -> nn.Linear:
+        """The layer that gives the numbers."""
+        return self.head if isinstance(self.head, nn.Linear) else cast(nn.Linear, self.head[-1])
 
     def project(self, width: int) -> None:
         """Put the two layers in place of the head that DeepCluster-v2 embeds with (Caron et al., NeurIPS 2020)."""

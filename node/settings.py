@@ -318,6 +318,8 @@ class Training(_Piece):
     recipe: str = "ewing_small"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     locked: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    processes: Annotated[int, Field(ge=0, le=512)] = 0
+    """Of a run on this machine; 0: one for each GPU, one on a processor."""
     stop_grace_s: Seconds = 900.0
     silent_h: Hours = 24.0
 
@@ -347,7 +349,8 @@ class Schedule(_Piece):
     every: str = ""
     timezone: str = ""
     """IANA name; empty: the machine's zone."""
-    kind: Literal["finetune"] = "finetune"
+    kind: Literal["cycle", "pretrain", "finetune"] = "cycle"
+    """`cycle`: pretraining, fine-tuning, gate; `pretrain`, `finetune`: that part alone."""
     recipe: str = ""
     """Empty: `[training] recipe`."""
     when: When = When()

@@ -1,6 +1,7 @@
 """What starts a training run: `python -m training --config FILE [--recipe NAME] [--run ID]`, and torchrun in the same way.
 
-In: the settings file; from a supervisor the number of a leased run and its try (`--row`, `--try`). Out: progress on stderr (a bar
+In: the settings file; what the run is to do; from a supervisor the number of a leased run and its try (`--row`, `--try`). With
+several processes the first one runs the cycle, and the others help it. Out: progress on stderr (a bar
 with the time left on a terminal, else one plain line an epoch), the decision on stdout, an exit code (0 whatever the gate says, 2
 for an error that stays, 75 for one to try again, 143 when it was told to stop). SIGTERM or Ctrl-C lets it finish the epoch; a
 second one ends it at once.
@@ -15,16 +16,17 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from models.errors import Final, OsteonError, Retriable, Tampered
+from models.errors import OsteonError, Retriable, Tampered
 from node import logs
 from node.daemon import stop_on_signals
 from node.errors import NotFound
@@ -34,28 +36,52 @@ from training.recipe import named
 if TYPE_CHECKING:
     import threading
 
-    from training.finetune import Epoch
-
 EXIT_FINAL = 2
 EXIT_RETRIABLE = 75  # EX_TEMPFAIL of sysexits.h
 EXIT_STOPPED = 128 + signal.SIGTERM
 PR_SET_PDEATHSIG = 1  # prctl(2)
+TOLD = {
+    "train_loss": "training loss",
+    "loss": "loss",
+    "validation_loss": "validation loss",
+    "validation_accuracy": "validation accuracy",
+    "nmi": "NMI",
+    "knn": "k-NN",
+    "linear": "linear probe",
+}
+"""What a plain line says of an epoch, where its line of metrics.jsonl has it."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
-def train(config: Path, recipe: str = "", continued: str = "", leased: tuple[int, int] | None = None) -> None:
-    """Run or continue one training run, or work on a leased one (its number and try), and print what it came to."""
+def train(
+    config: Path,
+    recipe: str = "",
+    continued: str = "",
+    leased: tuple[int, int] | None = None,
+    ordered: Mapping[str, Any] | None = None,
+) -> None:
+    """Run or continue one training run, or work on a leased one (its number and try), and print what it came to.
+
+    `ordered` holds fields of `folder.Orders`.
+    """
     settings = load(config)
     console = Console(stderr=True)
     logs.configure(role="train", stream=sys.stderr, level=logging.WARNING if console.is_terminal else logging.INFO)
     chosen = named(recipe or (_recipe_of(settings.storage.root / "runs", continued) if continued else settings.training.recipe))
     _prepare_process()
-    from training import cycle
+    from training import cycle, upstream
+    from training.folder import Orders, Stopped, Ticket
+    from training.ranks import joined, world
 
+    if int(os.environ.get("RANK", "0")) > 0:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides when the run ends
+        with joined() as ranks:
+            upstream.assist(settings.storage.root, ranks)
+        return
     progress: Bar | Lines = Bar(console) if console.is_terminal else Lines()
-    ticket = cycle.Ticket(*leased) if leased else None
-    with stop_on_signals() as stop, progress:
-        if ticket:
+    ticket = Ticket(*leased) if leased else None
+    with stop_on_signals() as stop, progress, joined() as ranks:
+        if ticket or world() > 1:
             signal.signal(signal.SIGTERM, lambda *_: stop.set())  # torchrun hands on what it got: the second one is no insistence
             _end_with_parent(stop)
         try:
@@ -65,15 +91,19 @@ def train(config: Path, recipe: str = "", continued: str = "", leased: tuple[int
                 now=lambda: datetime.now(UTC),
                 run_id="" if ticket else continued,
                 progress=progress,
+                orders=Orders(**ordered or {}),
+                ranks=ranks,
                 ticket=ticket,
                 stop=stop.is_set,
             )
-        except cycle.Stopped as error:
+            ranks.told(None)  # the others go home
+        except Stopped as error:
             sys.stderr.write(f"osteon: {error}\n")
             raise SystemExit(EXIT_STOPPED) from None
     say = sys.stdout.write
-    say(f"gate     {outcome.decision}: {outcome.words}\n")
-    say(f"version  {outcome.version}\n")
+    say(f"{'gate' if outcome.version else 'result'}     {outcome.decision}: {outcome.words}\n")
+    if outcome.version:
+        say(f"version  {outcome.version}\n")
     if outcome.by_hand:
         say(f"by hand  {outcome.by_hand}\n")
     say(f"report   {outcome.folder / 'report.html'}\n")
@@ -110,10 +140,11 @@ class Bar:
         """Move the bar."""
         self._bars.update(self._task, completed=done)
 
-    def epoch(self, fit: str, line: Epoch) -> None:
+    def epoch(self, fit: str, line: Mapping[str, Any]) -> None:
         """Say in the bar's text which fit runs, and how well."""
-        loss = line.train_loss if line.validation_loss is None else line.validation_loss
-        self._bars.update(self._task, description=f"training {fit}, loss {loss:.3f}")
+        from training.folder import loss_of
+
+        self._bars.update(self._task, description=f"{fit}, loss {loss_of(line):.3f}")
 
 
 class Lines:
@@ -132,11 +163,11 @@ class Lines:
     def advance(self, done: int) -> None:
         """Say nothing: the epochs do."""
 
-    def epoch(self, fit: str, line: Epoch) -> None:
+    def epoch(self, fit: str, line: Mapping[str, Any]) -> None:
         """Write one line an epoch."""
-        validated = "" if line.validation_loss is None else f", validation loss {line.validation_loss:.4f}"
-        best = ", best so far" if line.best and validated else ""
-        self._say(f"{fit}, epoch {line.epoch}: training loss {line.train_loss:.4f}{validated}{best}, {line.seconds:.1f} s")
+        told = [f"{title} {line[name]:.4f}" for name, title in TOLD.items() if line.get(name) is not None]
+        told += ["best so far"] if line.get("best") and line.get("validation_loss") is not None else []
+        self._say(f"{fit}, epoch {line['epoch']}: {', '.join(told)}, {line['seconds']:.1f} s")
 
     @staticmethod
     def _say(text: str) -> None:
@@ -184,11 +215,13 @@ def main() -> None:
     parser.add_argument("--run", default="", help="continue this run")
     parser.add_argument("--row", type=int, default=0, help="from the supervisor: number of the leased run")
     parser.add_argument("--try", type=int, default=0, dest="tries", help="from the supervisor: which try of it this is")
+    parser.add_argument(
+        "--orders", default="{}", help="what the run is to do beyond its recipe, as JSON: fields of folder.Orders"
+    )
     given = parser.parse_args()
     try:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each process would begin a run of its own
-            raise Final("a run trains in one process: torchrun --nnodes 1 --nproc-per-node 1, srun with one task")
-        train(given.config, given.recipe, given.run, (given.row, given.tries) if given.row else None)
+        ordered = json.loads(given.orders)
+        train(given.config, given.recipe, given.run, (given.row, given.tries) if given.row else None, ordered)
     except OsteonError as error:
         sys.stderr.write(f"osteon: {error}\n")
         sys.exit(EXIT_RETRIABLE if isinstance(error, Retriable) else EXIT_FINAL)

@@ -98,7 +98,8 @@ def kmeans(
 ) -> Assignment:
     """Put rows (N, D) into `k` clusters by faiss, and repair what it leaves empty or smaller than `smallest`.
 
-    `spherical`: rows are of length 1, and so are the centroids, as DeepCluster-v2 needs them [1]. `threads`: those of faiss, 0 as it is.
+    `spherical`: rows are of length 1, and so are the centroids, as DeepCluster-v2 needs them [1].
+    `threads`: those of faiss, 0 as it is.
 
     Raises
     ------
@@ -157,14 +158,14 @@ def nmi(one: Labels, other: Labels) -> float:
 
 
 def _unit(rows: Tensor) -> Tensor:
-    return rows / rows.norm(dim=1, keepdim=True).clamp(min=TINY)
+    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=TINY)
 
 
 def _index(dims: int) -> faiss.Index:
     """Give an exact index, on the first GPU where faiss was built for one."""
     index = faiss.IndexFlatL2(dims)
     if getattr(faiss, "get_num_gpus", lambda: 0)() > 0:
-        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
     return index
 
 

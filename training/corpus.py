@@ -273,3 +273,78 @@ def _patients_by_class(samples: Sequence[Sample], recipe: Recipe) -> dict[str, i
 
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+# TEMPORARY-POOL
+
+
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    sop_uid: str
+    pid: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    images: tuple[Pooled, ...]
+    left_out: Mapping[str, int]
+
+    @property
+    def digest(self) -> str:
+        return _digest([asdict(one) for one in self.images])
+
+    @property
+    def patients(self) -> tuple[str, ...]:
+        return tuple(sorted({one.pid for one in self.images}))
+
+    def to_plain(self) -> dict[str, Any]:
+        return asdict(self) | {"digest": self.digest}
+
+    @classmethod
+    def from_plain(cls, raw: Mapping[str, Any]) -> Pool:
+        return cls(tuple(Pooled(**one) for one in raw["images"]), raw["left_out"])
+
+
+def pool(images: Iterable[TrainingImage], cache: Cache, *, blank_below: float) -> Pool:
+    seen, kept, out = set(), [], Counter[str]()
+    for image in images:
+        row = cache.get(image.sop_uid)
+        if image.locked:
+            out["locked patient"] += 1
+        elif row is None or row.row == NO_ROW:
+            out["unreadable"] += 1
+        elif row.spread < blank_below:
+            out["blank or nearly so"] += 1
+        elif row.digest in seen:
+            out["the same picture again"] += 1
+        else:
+            seen.add(row.digest)
+            kept.append(Pooled(image.sop_uid, image.person, row.digest))
+    return Pool(tuple(kept), dict(out))
+
+
+def mapped(uids: Sequence[str], cache: Cache) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    m = np.memmap(cache._pixels, np.uint8, "r")
+    s = cache.size_px
+    return m[: len(m) // (s * s) * s * s].reshape(-1, s, s), np.array([cache._rows[u].row for u in uids], np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def to_plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, raw: Mapping[str, Any]) -> Split:
+        return cls(*(tuple(raw[name]) for name in ("train", "validation", "test")))
+
+
+def split(patients: Sequence[str], seed: int, shares: tuple[float, float, float] = (0.8, 0.1, 0.1)) -> Split:
+    order = [p for _, p in sorted(zip(uniforms(seed, "split", 0, list(patients))[:, 0], patients, strict=True))]
+    a, b = round(len(order) * shares[0]), round(len(order) * (shares[0] + shares[1]))
+    return Split(tuple(sorted(order[:a])), tuple(sorted(order[a:b])), tuple(sorted(order[b:])))

@@ -1,17 +1,19 @@
-"""One training run: corpus -> folds -> fine-tuning -> refit -> export -> evaluation -> gate -> shelf.
+"""One training run: corpus -> pretraining -> folds -> fine-tuning -> final model -> export -> evaluation -> gate -> shelf.
 
-In: the site's settings and a recipe. Out: a run folder, a new version on the shelf, and a written decision; the version goes into
-service only when the gate says `promote`. Every step leaves its result in the run folder and is skipped when it is there, so a
+In: the site's settings, a recipe, orders. Out: a run folder, a new version on the shelf, and a written decision; the version goes
+into service only when the gate says `promote`. Every step leaves its result in the run folder and is skipped when it is there, so a
 killed run continues in its folder and ends as if it had never stopped. Below `<root>/runs/<id>/`::
 
-    run.json          what the run is bound to: recipe, device, threads, versions; obeyed when it goes on
-    corpus.json       the frozen lists of images with their digest; folds.json: who is tested and validated where
-    metrics.jsonl     one line an epoch; fits/: logits of each fold, weights of the refit
+    run.json          what the run is bound to: recipe, orders, device, threads, versions; obeyed when it goes on
+    corpus.json       the frozen lists of labelled images with their digest; folds.json: who is tested and validated where
+    start.json        what fine-tuning starts from, and why; pretrain/: see `upstream`
+    metrics.jsonl     one line an epoch; fits/: logits of each fold, weights of the final model
+    final.json        one network or several, by which evidence
     model.onnx, reference.npz, parity.json
     evaluation.json   figures with intervals; predictions.json: what was said of each study
     decision.json     what the gate says, in words, and what a person may do
     progress.json     how far it is, rewritten about once a second; lock: who works on it
-    *.png, report.html
+    report.html
 
 All files have mode 0600. Locked patients are read in `_evaluate` alone, and every look is counted in `<root>/models/looks.jsonl`.
 """
@@ -22,53 +24,51 @@ import fcntl
 import json
 import logging
 import os
-import platform
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from statistics import median_low
-from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from models import durable
-from models.card import Card, Metric, corpus_file, sha256
-from models.errors import Final, NoSuchVersion, OsteonError, Retriable, Tampered
-from models.networks import Network, build, start_weights
+from models.card import Card, Metric, StartWeights, corpus_file, sha256
+from models.errors import NoSuchVersion, Tampered
+from models.networks import Ensemble, Network, build, start_weights, with_backbone
 from models.preprocess import Preprocessing
 from models.reference import Reference
 from models.registry import Registry
-from models.runtime import Model, physical_cores
-from node import __version__
-from node.errors import NotFound, StoreBusy, disk_full_said
+from models.runtime import Model
+from node.errors import disk_full_said
 from node.keep.archive import Archive
 from node.keep.cache import NO_ROW, Cache
 from node.keep.catalogue import Catalogue
-from node.keep.records import RunState, TrainingImage
-from node.logs import event, safe_message
+from node.keep.records import TrainingImage
+from node.logs import event
 from node.settings import Settings
-from training import checkpoint, corpus, evaluate, export, finetune, machine, pages, promote
+from training import checkpoint, corpus, evaluate, export, finetune, pages, promote
 from training.corpus import Chosen, Corpus, CorpusChanged, Fold, Sample
+from training.engine import Engine
 from training.evaluate import Predictions
 from training.finetune import Epoch, Pictures
+from training.folder import Orders, OtherRun, Progress, RunFolder, Ticket, fit_of, journal_lines
+from training.ranks import Ranks
 from training.recipe import Recipe, seed_for
+from training.upstream import Pretrained, Upstream
 
 log = logging.getLogger("osteon.training")
 
+FLOAT = Engine()
+"""What goes into service computes in float32 on a processor: so do the figures that speak for it."""
+
 OUT_OF_FOLD = "out of fold"
 LOCKED = "locked patients"
-KIND = "finetune"
-RENEW_S = 5.0
-"""How often a trainer looks into the catalogue whether the run is still its own and wanted."""
-TELL_S = 1.0
 PROVEN_ON = 64
 """Pictures on which file and network are held against each other, or somewhat more."""
 
@@ -91,13 +91,15 @@ def run(
     *,
     now: Callable[[], datetime],
     progress: Progress,
+    orders: Orders | None = None,
+    ranks: Ranks | None = None,
     run_id: str = "",
     ticket: Ticket | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Make one model by `recipe`, or continue the run `run_id`, or work on the run that `ticket` names.
 
-    `stop` is asked at each epoch and step whether the run is to stop.
+    `ranks` are the processes of the run; the others are in `upstream.assist`. `stop` is at each epoch and step whether the run is to stop.
 
     Raises
     ------
@@ -115,19 +117,37 @@ def run(
         The run cannot come to a model; nothing is shelved.
     """
     with disk_full_said(), Catalogue.open(settings.storage.catalogue) as catalogue:
-        cycle = _Cycle(settings, recipe, catalogue, now, progress, stop)
-        with cycle.begun(run_id, ticket):
+        desk = RunFolder(settings, recipe, catalogue, now, progress, stop, orders or Orders(), ranks or Ranks())
+        with desk.begun(run_id, ticket):
+            cycle = _Cycle(desk)
             if ended := cycle.ended():
                 return ended
             frozen = cycle.corpus()
+            if desk.orders.kind in ("pretrain", "sweep"):
+                return cycle.upstream_only(frozen)
+            start = cycle.start(frozen)
             folds = cycle.folds(frozen)
-            out_of_fold, temperature, epochs = cycle.cross_validate(frozen, folds)
-            network = cycle.refit(frozen, epochs)
+            fitted = cycle.cross_validate(frozen, folds, start)
+            network = cycle.final(frozen, fitted, start)
             cycle.export(network, frozen)
-            figures = cycle.evaluate(network, frozen, folds, out_of_fold, temperature)
-            decision = cycle.judge(frozen, figures, temperature, epochs)
+            figures = cycle.evaluate(network, frozen, folds, fitted)
+            decision = cycle.judge(frozen, figures, fitted, start)
             cycle.report(frozen, figures, decision)
             return cycle.done(decision)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    """What the folds showed."""
+
+    out_of_fold: NDArray[np.float64]
+    """(n, classes) calibrated logits of each image by networks that never saw its patient."""
+    temperature: float
+    """Of the final model."""
+    epochs: int
+    """Of the final model."""
+    members: int
+    """Networks of the final model."""
 
 
 class _Cycle:
@@ -171,11 +191,14 @@ class _Cycle:
     def _freeze(self) -> dict[str, Any]:
         images = self.desk.catalogue.instances.for_training()
         known = {image.sop_uid for image in images}
-        for cache in Cache.all(self.desk.root / "cache"):  # [storage.keep_days] on the node does not reach a cache of another host
+        for cache in Cache.all(
+            self.desk.root / "cache"
+        ):  # [storage.keep_days] on the node does not reach a cache of another host
             cache.blank_others(known)
         chosen, left_out = self._decoded(images)
         frozen = corpus.freeze(chosen, left_out, self.cache, self.desk.recipe)
-        corpus.require_enough(frozen, self.desk.recipe)
+        if self.desk.orders.kind in ("cycle", "finetune"):
+            corpus.require_enough(frozen, self.desk.recipe)
         event(
             log,
             "corpus frozen",
@@ -221,70 +244,120 @@ class _Cycle:
             tuple(sample.sop_uid for sample in samples),
         )
 
+    # --- what fine-tuning starts from ---------------------------------------------------------------------------------------
+
+    def upstream_only(self, frozen: Corpus) -> Outcome:
+        """Pretrain, or sweep over the numbers of clusters, and end there."""
+        pool = self.upstream.pool()
+        if self.desk.orders.kind == "sweep":
+            found = self.upstream.sweep(pool, frozen)
+            probes = f", by the probes {found['by_probes']}" if found["by_probes"] else ""
+            said, words = "swept", f"Number of clusters by the study's rule: {found['by_study_rule']}{probes}."
+        else:
+            pretrained = self.upstream.learn(pool, frozen)
+            said, words = "offered" if pretrained.offered else "not offered", pretrained.words
+        return self.done({"version": "", "decision": said, "words": words, "by_hand": ""})
+
+    def start(self, frozen: Corpus) -> Pretrained | None:
+        """Give the pretraining that fine-tuning starts from; None when the recipe has none, or none is offered."""
+        if self.desk.recipe.pretraining is None:
+            return None
+        if self.desk.orders.kind == "finetune":
+            found = self.upstream.newest(frozen)
+        else:
+            learned = self.upstream.learn(self.upstream.pool(), frozen)
+            found = learned if learned.offered else None
+        there = self.desk.step("start.json", lambda: {"run": found.run if found else "", "sha256": found.sha256 if found else ""})
+        if there["sha256"] != (found.sha256 if found else ""):
+            raise OtherRun("the pretraining this run started from is not the one there is now; start a new run")
+        return found
+
     # --- fine-tuning ------------------------------------------------------------------------------------------------------
 
-    def cross_validate(self, frozen: Corpus, folds: Sequence[Fold]) -> tuple[NDArray[np.float64], float, int]:
-        """Fit each fold; give calibrated logits (n, classes) out of fold, the temperature and the epochs of the final model.
+    def cross_validate(self, frozen: Corpus, folds: Sequence[Fold], start: Pretrained | None) -> _Fitted:
+        """Fit each fold, as often as the recipe repeats it with another seed.
 
-        Each fold is calibrated on its own validation patients; the final model, which has none, on all of them together.
+        Each fold is calibrated on its own validation patients; the final model, which has none, on all of them together. Whether it
+        is one network or the repeats' mean is decided by the loss on the validation patients: they are asked, not the tested ones.
         """
-        self.desk.progress.stage("training", self.desk.recipe.epochs * (len(folds) + 1))
+        recipe = self.desk.recipe
+        self.desk.progress.stage("training", recipe.epochs * recipe.repeats * (len(folds) + 1))
         pictures = self._pictures(frozen.training)
-        calibrated = np.zeros((len(frozen.training), len(self.desk.recipe.classes)))
-        validated, truths, best = [], [], []
-        for number, fold in enumerate(folds):
-            validation = [row for row, sample in enumerate(frozen.training) if sample.pid in fold.validation]
-            test = [row for row, sample in enumerate(frozen.training) if sample.pid in fold.test]
-            found = self.desk.step(f"fits/fold-{number}.json", partial(self._fold, number, pictures, validation, test))
-            self.desk.progress.advance(self.desk.recipe.epochs * (number + 1))
-            truth = pictures.targets[validation].numpy()
-            calibrated[test] = np.array(found["test"]) / finetune.temperature(np.array(found["validation"]), truth)
-            validated.append(np.array(found["validation"]))
-            truths.append(truth)
-            best.append(int(found["best_epoch"]))
-        return calibrated, finetune.temperature(np.concatenate(validated), np.concatenate(truths)), median_low(best)
+        rows = range(len(frozen.training))
+        validation = [[row for row in rows if frozen.training[row].pid in fold.validation] for fold in folds]
+        test = [[row for row in rows if frozen.training[row].pid in fold.test] for fold in folds]
+        found: list[list[dict[str, Any]]] = []
+        for number in range(len(folds)):
+            found.append([])
+            for repeat in range(recipe.repeats):
+                name = f"fold {number}" + (f" repeat {repeat}" if repeat else "")
+                done = recipe.epochs * (number * recipe.repeats + repeat)
+                make = partial(self._fold, name, pictures, validation[number], test[number], start, done)
+                found[-1].append(self.desk.step(f"fits/{name.replace(' ', '-')}.json", make))
+                self.desk.progress.advance(done + recipe.epochs)
+        truth = [pictures.targets[each].numpy() for each in validation]
+        told = self.desk.step("final.json", lambda: _one_or_all(found, truth))
+        said = {
+            part: [np.mean([np.array(one[part]) for one in each[: told["members"]]], axis=0) for each in found]
+            for part in ("validation", "test")
+        }
+        calibrated = np.zeros((len(frozen.training), len(recipe.classes)))
+        for number, logits in enumerate(said["test"]):
+            calibrated[test[number]] = logits / finetune.temperature(said["validation"][number], truth[number])
+        temperature = finetune.temperature(np.concatenate(said["validation"]), np.concatenate(truth))
+        epochs = median_low(int(one["best_epoch"]) for each in found for one in each)
+        return _Fitted(calibrated, temperature, epochs, told["members"])
 
-    def _fold(self, number: int, pictures: Pictures, validation: Sequence[int], test: Sequence[int]) -> dict[str, Any]:
+    def _fold(
+        self, name: str, pictures: Pictures, validation: Sequence[int], test: Sequence[int], start: Pretrained | None, done: int
+    ) -> dict[str, Any]:
         outside = set(validation) | set(test)
         train = [row for row in range(len(pictures.ids)) if row not in outside]
         fitted = finetune.fit(
-            self._fresh,
+            partial(self._fresh, start),
             pictures.only(train),
             pictures.only(validation),
             self.desk.recipe,
-            purpose=f"fold {number}",
+            purpose=name,
             epochs=self.desk.recipe.epochs,
-            device=self.desk.bound["device"],
-            on_epoch=self._journal(f"fold {number}", self.desk.recipe.epochs * number),
+            engine=self._engine,
+            on_epoch=self._journal(name, done),
         )
         said = {
-            name: finetune.predict(fitted.network, pictures.rows[rows], device=self.desk.bound["device"])[0].tolist()
-            for name, rows in (("validation", list(validation)), ("test", list(test)))
+            part: finetune.predict(fitted.network, pictures.rows[rows], engine=self._engine)[0].tolist()
+            for part, rows in (("validation", list(validation)), ("test", list(test)))
         }
         return {"best_epoch": fitted.best_epoch, **said}
 
-    def refit(self, frozen: Corpus, epochs: int) -> Network:
+    def final(self, frozen: Corpus, fitted: _Fitted, start: Pretrained | None) -> Network | Ensemble:
         """Fit the final model on everybody in the training list, for as many epochs as the folds found best."""
-        file = self.desk.path / "fits" / "refit.pt"
+        members = [self._refit(frozen, fitted.epochs, repeat, start) for repeat in range(fitted.members)]
+        return members[0] if len(members) == 1 else Ensemble(members)
+
+    def _refit(self, frozen: Corpus, epochs: int, repeat: int, start: Pretrained | None) -> Network:
+        recipe, name = self.desk.recipe, "refit" + (f" repeat {repeat}" if repeat else "")
+        file = self.desk.path / "fits" / f"{name.replace(' ', '-')}.pt"
         if not file.is_file():
             fitted = finetune.fit(
-                self._fresh,
+                partial(self._fresh, start),
                 self._pictures(frozen.training),
                 None,
                 self.desk.recipe,
-                purpose="refit",
+                purpose=name,
                 epochs=epochs,
-                device=self.desk.bound["device"],
-                on_epoch=self._journal("refit", self.desk.recipe.epochs * self.desk.recipe.folds),
+                engine=self._engine,
+                on_epoch=self._journal(name, recipe.epochs * (recipe.repeats * recipe.folds + repeat)),
             )
             checkpoint.save(fitted.network.cpu().state_dict(), file)
         network = build(self.desk.recipe.network, len(self.desk.recipe.classes), "random")
         network.load_state_dict(checkpoint.load(file))
         return network.eval()
 
-    def _fresh(self) -> Network:
-        weights = self.desk.root / "models" / "weights"
-        return build(self.desk.recipe.network, len(self.desk.recipe.classes), self.desk.recipe.start, weights=weights)
+    def _fresh(self, start: Pretrained | None) -> Network:
+        recipe = self.desk.recipe
+        if start is not None:
+            return with_backbone(recipe.network, len(recipe.classes), checkpoint.load(start.file))
+        return build(recipe.network, len(recipe.classes), recipe.start, weights=self.desk.root / "models" / "weights")
 
     def _journal(self, fit: str, done: int) -> Callable[[Epoch], None]:
         """Give what writes one line an epoch to metrics.jsonl; lines of a fit that was killed are taken out first."""
@@ -293,16 +366,17 @@ class _Cycle:
         self.desk.write("metrics.jsonl", "".join(f"{line}\n" for line in kept).encode())
 
         def on_epoch(line: Epoch) -> None:
+            told = {"fit": fit, **asdict(line)}
             with open(file, "a", encoding="ascii") as out:
-                out.write(json.dumps({"fit": fit, **asdict(line)}) + "\n")
-            self.desk.progress.epoch(fit, line)
+                out.write(json.dumps(told) + "\n")
+            self.desk.progress.epoch(fit, told)
             self.desk.progress.advance(done + line.epoch)
 
         return on_epoch
 
     # --- the file, and how good it is -------------------------------------------------------------------------------------
 
-    def export(self, network: Network, frozen: Corpus) -> None:
+    def export(self, network: Network | Ensemble, frozen: Corpus) -> None:
         """Write the ONNX file, proven against torch on pictures of the corpus, and the reference of its features."""
         self.desk.progress.stage("exporting to ONNX")
 
@@ -310,7 +384,7 @@ class _Cycle:
             rows = torch.from_numpy(corpus.pictures(frozen.training, self.cache))
             onnx = export.export(network, self.desk.recipe.size_px)
             proof = export.parity(onnx, network, rows[:: max(1, len(rows) // PROVEN_ON)])
-            _, features = finetune.predict(network, rows)
+            _, features = finetune.predict(network, rows, engine=FLOAT)
             reference = Reference.fit(features, [sample.pid for sample in frozen.training], seed=self.desk.recipe.seed)
             self.desk.write("model.onnx", onnx)
             if reference is not None:
@@ -324,31 +398,31 @@ class _Cycle:
 
     def evaluate(
         self,
-        network: Network,
+        network: Network | Ensemble,
         frozen: Corpus,
         folds: Sequence[Fold],
-        out_of_fold: NDArray[np.float64],
-        temperature: float,
+        fitted: _Fitted,
     ) -> dict[str, Any]:
         """Measure out of fold and, counted as one look, on the locked patients, with the trivial baselines beside."""
         self.desk.progress.stage("evaluating")
-        return self.desk.step("evaluation.json", lambda: self._evaluate(network, frozen, folds, out_of_fold, temperature))
+        return self.desk.step("evaluation.json", lambda: self._evaluate(network, frozen, folds, fitted))
 
     def _evaluate(
         self,
-        network: Network,
+        network: Network | Ensemble,
         frozen: Corpus,
         folds: Sequence[Fold],
-        out_of_fold: NDArray[np.float64],
-        temperature: float,
+        fitted: _Fitted,
     ) -> dict[str, Any]:
         # a person may have merged patients, or corrected whose a study is, since the lists were frozen: whoever was learned from
         # under another pseudonym is no witness any more
         locked = {image.sop_uid for image in self.desk.catalogue.instances.for_training() if image.locked}
         frozen = replace(frozen, locked=tuple(sample for sample in frozen.locked if sample.sop_uid in locked))
-        seen = evaluate.by_study(frozen.training, out_of_fold, self.desk.recipe.urgent)
+        seen = evaluate.by_study(frozen.training, fitted.out_of_fold, self.desk.recipe.urgent)
         baselines = {
-            name: evaluate.by_study(frozen.training, self._trivial_out_of_fold(frozen.training, folds, name), self.desk.recipe.urgent)
+            name: evaluate.by_study(
+                frozen.training, self._trivial_out_of_fold(frozen.training, folds, name), self.desk.recipe.urgent
+            )
             for name in evaluate.BASELINES
         }
         figures: dict[str, Any] = {
@@ -366,13 +440,13 @@ class _Cycle:
         predictions = {OUT_OF_FOLD: _plain(seen)}
         if frozen.locked:
             figures["looks"] = self._count_look(len({sample.pid for sample in frozen.locked}))
-            self._look(network, frozen, temperature, figures, predictions)
+            self._look(network, frozen, fitted.temperature, figures, predictions)
         self.desk.write("predictions.json", json.dumps(predictions, indent=1).encode())
         return figures
 
     def _look(
         self,
-        network: Network,
+        network: Network | Ensemble,
         frozen: Corpus,
         temperature: float,
         figures: dict[str, Any],
@@ -380,7 +454,9 @@ class _Cycle:
     ) -> None:
         """Read the locked patients: candidate, trivial baselines and the model in service, on the same studies."""
         rows = torch.from_numpy(corpus.pictures(frozen.locked, self.cache))
-        candidate = evaluate.by_study(frozen.locked, finetune.predict(network, rows)[0] / temperature, self.desk.recipe.urgent)
+        candidate = evaluate.by_study(
+            frozen.locked, finetune.predict(network, rows, engine=FLOAT)[0] / temperature, self.desk.recipe.urgent
+        )
         predictions[LOCKED] = _plain(candidate)
         figures["smaller_class"] = candidate.smaller_class()
         figures[LOCKED] = self._measured(candidate, LOCKED)
@@ -432,7 +508,12 @@ class _Cycle:
             looks.seek(0)
             if (before := looks.read()) and not before.endswith("\n"):
                 looks.write("\n")  # a torn line was a look, too
-            look = {"at": self.desk.now().isoformat(), "run": self.desk.path.name, "recipe": self.desk.recipe.name, "patients": patients}
+            look = {
+                "at": self.desk.now().isoformat(),
+                "run": self.desk.path.name,
+                "recipe": self.desk.recipe.name,
+                "patients": patients,
+            }
             looks.write(json.dumps(look) + "\n")
             looks.flush()
             os.fsync(looks.fileno())
@@ -474,13 +555,14 @@ class _Cycle:
 
     # --- the gate and the shelf -------------------------------------------------------------------------------------------
 
-    def judge(self, frozen: Corpus, figures: dict[str, Any], temperature: float, epochs: int) -> dict[str, Any]:
+    def judge(self, frozen: Corpus, figures: dict[str, Any], fitted: _Fitted, start: Pretrained | None) -> dict[str, Any]:
         """Let the gate decide, shelve the version with its card, and move the champion when the decision is `promote`."""
         gate = self.desk.step("gate.json", lambda: self._decide(figures))
-        card = self._card(frozen, figures, temperature, gate)
+        patients = tuple(sorted({*frozen.patients, *(start.patients if start else ())}))
+        card = self._card(frozen, patients, figures, fitted, gate, start)
         reference = self.desk.path / "reference.npz"
         version = self.registry.add(
-            self.desk.path / "model.onnx", card, corpus=frozen.patients, reference=reference if card.reference_sha256 else None
+            self.desk.path / "model.onnx", card, corpus=patients, reference=reference if card.reference_sha256 else None
         )
         promoted = gate["decision"] == promote.Verdict.PROMOTE.value
         decision = self.desk.step(
@@ -495,8 +577,8 @@ class _Cycle:
                     "champion_before": figures["champion"],
                     "smaller_class": figures["smaller_class"],
                     "looks": figures["looks"],
-                    "epochs": epochs,
-                    "temperature": temperature,
+                    "epochs": fitted.epochs,
+                    "temperature": fitted.temperature,
                     "metrics": [metric for table in _tables(figures).values() for metric in table],
                 }
             ),
@@ -535,28 +617,40 @@ class _Cycle:
             locked=self.desk.catalogue.instances.locked_patients(),
         )
 
-    def _card(self, frozen: Corpus, figures: dict[str, Any], temperature: float, gate: dict[str, Any]) -> Card:
+    def _card(
+        self,
+        frozen: Corpus,
+        patients: tuple[str, ...],
+        figures: dict[str, Any],
+        fitted: _Fitted,
+        gate: dict[str, Any],
+        start: Pretrained | None,
+    ) -> Card:
         parity = self.desk.read("parity.json")
         return Card(
             name=f"Osteon {self.desk.recipe.name}",
             arch=self.desk.recipe.network,
             labels=self.desk.recipe.classes,
             preprocessing=self.cache.spec,
-            temperature=temperature,
+            temperature=fitted.temperature,
             modalities=self.desk.recipe.modalities,
             max_age_years=self.desk.recipe.max_age,
             body_parts=self.desk.recipe.body_parts,
-            metrics=tuple(Metric(**plain) for table in _tables(figures).values() for plain in table),
+            metrics=(
+                *(Metric(**plain) for table in _tables(figures).values() for plain in table),
+                *(start.metrics if start else ()),
+            ),
             training_mix=tuple(
                 len({sample.pid for sample in frozen.training if sample.target == index})
                 for index in range(len(self.desk.recipe.classes))
             ),
-            corpus_sha256=sha256(corpus_file(frozen.patients)),
+            corpus_sha256=sha256(corpus_file(patients)),
             labels_sha256=frozen.label_digest,
             recipe=f"{self.desk.recipe.name} {self.desk.recipe.digest[:12]}",
             seeds={"recipe": self.desk.recipe.seed},
             code_version=self.desk.bound["code_version"],
-            start=start_weights(self.desk.recipe.network, self.desk.recipe.start),
+            start=start.start(self.desk.recipe) if start else self._plain_start,
+            composition=self.desk.read("final.json")["words"],
             locked_looks=figures["looks"],
             decision=gate["decision"],
             decision_reason=gate["words"],
@@ -566,6 +660,14 @@ class _Cycle:
             reference_sha256=parity["reference_sha256"],
             created_at=datetime.fromisoformat(self.desk.bound["started_at"]),
         )
+
+    @property
+    def _plain_start(self) -> StartWeights:
+        return start_weights(self.desk.recipe.network, self.desk.recipe.start)
+
+    @property
+    def _engine(self) -> Engine:
+        return self.upstream.engine()
 
     def report(self, frozen: Corpus, figures: dict[str, Any], decision: dict[str, Any]) -> None:
         """Draw the plots and write the page."""
@@ -633,10 +735,41 @@ class _Cycle:
     def done(self, decision: dict[str, Any]) -> Outcome:
         """Enter the outcome in the catalogue and give it back."""
         model, said = decision["version"], decision["decision"]
-        self.desk.catalogue.runs.done(self.desk.ticket.run, self.desk.ticket.tries, model_id=model, decision=said, now=self.desk.now())
+        self.desk.catalogue.runs.done(
+            self.desk.ticket.run, self.desk.ticket.tries, model_id=model, decision=said, now=self.desk.now()
+        )
         told = {name: decision[name] for name in ("version", "decision", "words", "by_hand")}
         self.desk.step("outcome.json", lambda: told)
         return Outcome(self.desk.path.name, self.desk.path, **told)
+
+
+def _one_or_all(found: Sequence[Sequence[dict[str, Any]]], truth: Sequence[NDArray[np.int64]]) -> dict[str, Any]:
+    """Decide whether the final model is one network or the mean of the repeats, by the loss on the folds' validation images.
+
+    The mean costs as many networks in service: it is taken only when it lowers the loss by more than one standard error (Breiman et
+    al., Classification and Regression Trees, 1984).
+    """
+    repeats = len(found[0])
+    if repeats == 1:
+        return {"members": 1, "words": "One network, fitted on all training patients; the recipe repeats no fit."}
+
+    def losses(members: int) -> NDArray[np.float64]:
+        each = []
+        for folds, target in zip(found, truth, strict=True):
+            logits = np.mean([np.array(one["validation"]) for one in folds[:members]], axis=0)
+            said = evaluate.softmax(logits / finetune.temperature(logits, target))
+            each.append(-np.log(np.maximum(said[np.arange(len(target)), target], 1e-12)))
+        return np.concatenate(each)
+
+    gain = losses(1) - losses(repeats)
+    error = float(gain.std(ddof=1) / np.sqrt(len(gain)))
+    members = repeats if gain.mean() > error else 1
+    told = "the mean of {} networks" if members > 1 else "one network and not the mean of {}"
+    words = (
+        f"Final model: {told.format(repeats)}: the mean lowers the loss on {len(gain)} validation images by {gain.mean():.4f}, one "
+        f"standard error is {error:.4f}."
+    )
+    return {"members": members, "words": words, "gain": float(gain.mean()), "standard_error": error}
 
 
 def _parts(rows: NDArray[np.uint8], size: int = 16) -> Iterator[NDArray[np.uint8]]:

@@ -38,7 +38,7 @@ class Engine:
     def place(self, module: AnyModule) -> AnyModule:
         """Put a network where and as this engine wants it."""
         module = module.to(self.device)
-        return module.to(memory_format=torch.channels_last) if self.channels_last else module  # type: ignore[call-overload, no-any-return]
+        return module.to(memory_format=torch.channels_last) if self.channels_last else module
 
     def lay(self, images: Tensor) -> Tensor:
         """Put a batch of images (B, C, S, S) where and as this engine wants it."""
@@ -77,7 +77,7 @@ def _step_s(engine: Engine, network: nn.Module, size_px: int, batch: int) -> flo
     """Give the seconds of the fastest training step seen within `TRY_S`, two at least."""
     images = engine.lay(torch.zeros(batch, 1, size_px, size_px))
     network.train()
-    began, taken = time.perf_counter(), []
+    began, taken = time.perf_counter(), list[float]()
     while len(taken) < 2 or time.perf_counter() - began < TRY_S:
         started = time.perf_counter()
         with engine.autocast():

@@ -25,9 +25,11 @@ from torch.nn import functional
 from models.errors import Final
 from models.networks import Ensemble, Network
 from training.augment import DRAWS, augment, plain
+from training.engine import Engine
 from training.recipe import Recipe, seed_for, uniforms
 
 EVAL_BATCH = 32
+PLAIN = Engine()
 
 
 class Diverged(Final):
@@ -79,7 +81,7 @@ def fit(
     *,
     purpose: str,
     epochs: int,
-    device: str = "cpu",
+    engine: Engine = PLAIN,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> Fitted:
     """Train for `epochs`, or until the validation loss has not improved for `recipe.patience` of them.
@@ -93,8 +95,8 @@ def fit(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(recipe.seed, f"{purpose}/start"))
-        network = _prepared(build(), recipe).to(device).to(memory_format=torch.channels_last)
-        weights = _class_weights(train.targets, len(recipe.classes)).to(device)
+        network = engine.place(_prepared(build(), recipe))
+        weights = _class_weights(train.targets, len(recipe.classes)).to(engine.device)
         steps = math.ceil(len(train.ids) / recipe.batch)
         optimiser = torch.optim.AdamW(
             [
@@ -109,10 +111,10 @@ def fit(
             started = time.perf_counter()
             torch.manual_seed(seed_for(recipe.seed, f"{purpose}/dropout", epoch))
             lr = float(optimiser.param_groups[0]["lr"])
-            train_loss = _one_epoch(network, train, recipe, optimiser, schedule, weights, purpose, epoch, device)
+            train_loss = _one_epoch(network, train, recipe, optimiser, schedule, weights, purpose, epoch, engine)
             validation_loss = None
             if validation is not None:
-                logits, _ = predict(network, validation.rows, device=device)
+                logits, _ = predict(network, validation.rows, engine=engine)
                 validation_loss = float(functional.cross_entropy(torch.from_numpy(logits), validation.targets, weights.cpu()))
             for loss in (train_loss, validation_loss):
                 if loss is not None and not math.isfinite(loss):
@@ -129,14 +131,17 @@ def fit(
     return Fitted(network.eval(), best_epoch)
 
 
-def predict(network: Network | Ensemble, rows: Tensor, *, device: str = "cpu") -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def predict(
+    network: Network | Ensemble, rows: Tensor, *, engine: Engine = PLAIN
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Give logits (n, classes) and features (n, d) of pictures (n, s, s) uint8, unchanged and without gradients."""
     was_training = network.training
     network.eval()
     logits, features = [], []
     with torch.inference_mode():
         for part in torch.split(rows, EVAL_BATCH):
-            one = network(plain(part.to(device)).contiguous(memory_format=torch.channels_last))
+            with engine.autocast():
+                one = network(engine.lay(plain(part.to(engine.device))))
             logits.append(one[0].float().cpu())
             features.append(one[1].float().cpu())
     if was_training and isinstance(network, Network):  # an ensemble never trains
@@ -211,7 +216,7 @@ def _one_epoch(
     weights: Tensor,
     purpose: str,
     epoch: int,
-    device: str,
+    engine: Engine,
 ) -> float:
     """Go once through the training pictures; give the mean loss."""
     _train_mode(network)
@@ -220,9 +225,10 @@ def _one_epoch(
     total = 0.0
     for part in np.array_split(order, math.ceil(len(order) / recipe.batch)):  # even batches: none of a single image
         at = torch.from_numpy(part)
-        images = augment(train.rows[at].to(device), drawn[part], recipe.augmentation)  # (b, 1, s, s)
-        logits, _ = network(images.contiguous(memory_format=torch.channels_last))
-        loss = functional.cross_entropy(logits, train.targets[at].to(device), weights)
+        images = augment(train.rows[at].to(engine.device), drawn[part], recipe.augmentation)  # (b, 1, s, s)
+        with engine.autocast():
+            logits, _ = network(engine.lay(images))
+        loss = functional.cross_entropy(logits.float(), train.targets[at].to(engine.device), weights)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()

@@ -1,8 +1,8 @@
 """One run's folder, its row in the catalogue, and who works on it.
 
-In: settings, a recipe, what the run is ordered to do. Out: a folder in which steps leave their results, open to one process (with the
-helpers that torchrun gave it); its row says how it ended, whatever ended it. What a run is bound to (`run.json`) must never change:
-another recipe, device, number of processes or version is refused. Nothing is learned here.
+In: settings, a recipe, what the run is ordered to do. Out: a folder in which steps leave their results, open to one process (with
+the helpers that torchrun gave it); its row says how it ended, whatever ended it. What a run is bound to (`run.json`) must never
+change: another recipe, device, number of processes or version is refused. Nothing is learned here.
 """
 
 from __future__ import annotations
@@ -176,7 +176,9 @@ class RunFolder:
             if run_id:
                 row = runs.take(self.bound["row"], devices=devices, worker=me, now=self.now(), until=until)
             else:
-                row = runs.start(kind=self.orders.kind, recipe=self.recipe.name, devices=devices, worker=me, now=self.now(), until=until)
+                row = runs.start(
+                    kind=self.orders.kind, recipe=self.recipe.name, devices=devices, worker=me, now=self.now(), until=until
+                )
         self.ticket = here = Ticket(row.id, row.tries)
         self.orders = replace(self.orders, kind=cast(Kind, row.kind))
         folder = self.root / "runs" / (run_id or row.folder or _new_id(self.root / "runs", self.now(), self.recipe.name))
@@ -295,6 +297,7 @@ class RunFolder:
     def write(self, name: str, data: bytes) -> None:
         """Write a file of the run, whole or not at all, for its owner alone."""
         durable.write(self.path / name, data, mode=0o600)
+
 
 class _Pulse:
     """Hands progress on, leaves it on the disk where others look, and asks whether the run is to go on."""

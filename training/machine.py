@@ -32,6 +32,11 @@ def device_set(asked: str) -> str:
     return f"{host()}:{'gpu' if gpu else 'cpu'}"
 
 
+def processes(asked: int, device: str) -> int:
+    """Say how many processes a run has here: as many as the settings ask for, or one for each GPU, or one."""
+    return asked or (len(list(NVIDIA.iterdir())) if device_set(device).endswith(":gpu") and NVIDIA.is_dir() else 1)
+
+
 def this_process() -> Worker:
     """Name the process that asks."""
     return Worker(host(), os.getpid(), _born(os.getpid()))

@@ -1,8 +1,8 @@
 """Learn from pictures without labels: DeepCluster, DeepCluster-v2, and the classifier of the cluster numbers.
 
-In: a gallery of uint8 pictures, a network, how to learn. Out: states, one after each epoch, from the last of which it goes on as if
-it had never stopped. Every random draw comes from a hash of seed, purpose, epoch and image. Nothing here knows a label, a disk or a
-catalogue; a state is handed to `keep`, and whoever keeps it decides where.
+In: a gallery of uint8 pictures, a network, how to learn. Out: states, one after each epoch, from the last of which it goes on as
+if it had never stopped. Every random draw comes from a hash of seed, purpose, epoch and image. Nothing here knows a label, a disk
+or a catalogue; a state is handed to `keep`, and whoever keeps it decides where.
 
 `deepcluster` [0]: each epoch starts with a forward pass over everything in eval mode; the whitened features are clustered; images
 are drawn evenly over the clusters; a fresh head is trained on the cluster numbers with an SGD of its own. `deepcluster2` [1]: the
@@ -125,10 +125,13 @@ class Part:
     on_epoch: Callable[[Line], None] = lambda line: None
     on_batch: Callable[[float], None] = lambda share: None
     """Is told which share of the epoch is done."""
-    probe: Callable[[Network], Mapping[str, float]] | None = None
+    probe: Callable[[int, Network], Mapping[str, float]] | None = None
+    """Looks at the network after an epoch."""
 
 
-def deepcluster(build: Callable[[int], Network], gallery: Gallery, how: Pretraining, part: Part, state: State | None = None) -> State:
+def deepcluster(
+    build: Callable[[int], Network], gallery: Gallery, how: Pretraining, part: Part, state: State | None = None
+) -> State:
     """Train by either method until the epochs of `how` are over, from `state` on; give the last state.
 
     `build` gives the start network with a head of so many classes.
@@ -271,7 +274,7 @@ def _train(method: _Method, epochs: int, part: Part, state: State | None) -> Sta
         _same_buffers(method.network, part.ranks)
         line = {"epoch": epoch, "loss": loss} | plan.line | method.close(epoch)
         if part.probe is not None and part.ranks.first:
-            line |= part.probe(method.network)
+            line |= part.probe(epoch, method.network)
         line |= {"lr": optimiser.param_groups[0]["lr"], "seconds": round(time.perf_counter() - started, 3)}
         line["clustering_s"] = round(looked, 3)
         lines.append(line)
@@ -327,7 +330,9 @@ def _parallel(network: Network, part: Part) -> nn.Module:
     if part.ranks.size == 1:
         return module
     on = [torch.device(part.engine.device)] if torch.device(part.engine.device).type == "cuda" else None
-    with warnings.catch_warnings():  # newer releases of torch have another name for `broadcast_buffers`, which older ones do not know
+    with (
+        warnings.catch_warnings()
+    ):  # newer releases of torch have another name for `broadcast_buffers`, which older ones do not know
         warnings.simplefilter("ignore", FutureWarning)
         return DistributedDataParallel(
             module, device_ids=on, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True
@@ -413,7 +418,9 @@ class _Clustering:
         sizes = np.percentile(found.sizes, [0, 25, 50, 75, 100]).tolist()
         return {"nmi": agree, "empty": found.empty, "relocated": found.relocated, "sizes": sizes, "inertia": found.inertia}
 
-    def _view(self, epoch: int, positions: Labels, turns: Labels, purpose: str, size_px: int, scale: tuple[float, float]) -> Tensor:
+    def _view(
+        self, epoch: int, positions: Labels, turns: Labels, purpose: str, size_px: int, scale: tuple[float, float]
+    ) -> Tensor:
         views = self._how.views
         drawn = uniforms(self._part.seed, purpose, epoch, _names(self.gallery.ids, positions, turns), DRAWS)
         rows = self.gallery.take(positions)
@@ -454,10 +461,10 @@ class _Classic(_Clustering):
         found = self.look(epoch)
         line = self._told(epoch, found.assignment if self._part.ranks.first else None)
         with _seeded(self._part, f"head {epoch}"):
-            head = torch.empty_like(self.network.head.weight, device="cpu").normal_(std=0.01)
+            head = torch.empty_like(self.network.last.weight, device="cpu").normal_(std=0.01)
         with torch.no_grad():
-            self.network.head.weight.copy_(head)
-            self.network.head.bias.zero_()
+            self.network.last.weight.copy_(head)
+            self.network.last.bias.zero_()
         count = len(self.gallery)
         seed = self._part.seed
         positions, turns = cluster.draw_evenly(self._labels.numpy(), count, seed=seed, epoch=epoch, ids=self.gallery.ids)

@@ -33,7 +33,14 @@ def possible(targets: Sequence[int], patients: Sequence[str], classes: int, fold
 
 
 def out_of_fold(
-    features: NDArray[np.floating], targets: Sequence[int], patients: Sequence[str], classes: int, *, folds: int, repeats: int, seed: int
+    features: NDArray[np.floating],
+    targets: Sequence[int],
+    patients: Sequence[str],
+    classes: int,
+    *,
+    folds: int,
+    repeats: int,
+    seed: int,
 ) -> dict[str, Floats]:
     """Give for each kind of probe the log-probabilities (N, classes) of features (N, D), the mean over `repeats` divisions.
 

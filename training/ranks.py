@@ -25,7 +25,7 @@ PATIENCE = timedelta(days=30)
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among those of its run."""
+    """One process among those of its run."""
 
     rank: int = 0
     size: int = 1

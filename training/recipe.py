@@ -153,6 +153,8 @@ class Recipe:
     epochs: int = 40
     patience: int = 8
     """Epochs without a better validation loss after which a fold stops."""
+    repeats: int = 1
+    """Fits of each fold with different seeds; the final model is one network or their mean, whichever the folds speak for."""
     batch: int = 16
     lr: float = 3e-4
     head_lr: float = 1e-3

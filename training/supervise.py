@@ -31,9 +31,6 @@ from training import machine
 
 log = logging.getLogger("osteon.supervise")
 
-PROCESSES = {"finetune": 1}
-"""Trainers that a run of each kind needs: the small labelled set fits one, on a processor as on a GPU."""
-
 
 class Supervisor:
     """One for each process that runs the role."""
@@ -171,8 +168,8 @@ def words_of(root: Path, run_id: int) -> Path:
     return root / "runs" / "words" / f"{run_id}.log"
 
 
-def torchrun(config: Path) -> Callable[[Run], Sequence[str]]:
-    """Give what makes the command of a trainer.
+def torchrun(config: Path, processes: int) -> Callable[[Run], Sequence[str]]:
+    """Give what makes the command of a trainer of so many processes.
 
     All of it is on this machine, whose name may be known to nobody, or stand for an address that the unit may not speak to.
     """
@@ -181,7 +178,7 @@ def torchrun(config: Path) -> Callable[[Run], Sequence[str]]:
         recipe = ("--recipe", run.recipe) if run.recipe else ("--run", run.folder)  # releases before 0.2 kept no recipe
         return (
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
-            *("--nproc-per-node", str(PROCESSES[run.kind])),
+            *("--nproc-per-node", str(processes)),
             *("-m", "training", "--config", str(config.resolve()), *recipe, "--row", str(run.id), "--try", str(run.tries)),
         )
 

@@ -1,7 +1,7 @@
 """WIRES what a run learns before it looks at a label: pool -> DeepCluster -> classifier of the clusters -> probes -> offer.
 
-In: the run's folder, archive and cache, the labelled images the probes may look at. Out: a backbone, offered for fine-tuning only when
-neither probe ends below the start weights; and, for a sweep, the same for several numbers of clusters. Below the run's folder::
+In: the run's folder, archive and cache, the labelled images the probes may look at. Out: a backbone, offered for fine-tuning only
+when neither probe ends below the start weights; and, for a sweep, the same for several numbers of clusters. Below the run's folder::
 
     pretraining-corpus.json   the frozen list of pictures and patients; split.json: who is held out from the classifier
     engine.json               number format and layout, as tried on this machine
@@ -39,9 +39,9 @@ from models.preprocess import Preprocessing
 from node.keep.archive import Archive
 from node.keep.cache import Cache
 from node.logs import event
-from training import checkpoint, corpus, engine, evaluate, pretrain, probe
+from training import checkpoint, corpus, evaluate, pretrain, probe
 from training.corpus import Corpus, CorpusChanged, NotEnough, Pool, Sample, Split
-from training.engine import Engine
+from training.engine import Engine, chosen
 from training.folder import RunFolder
 from training.pretrain import Clusters, Gallery, Line, Part, State, TooLarge
 from training.ranks import Ranks
@@ -144,10 +144,10 @@ class Upstream:
 
     def _freeze(self) -> dict[str, Any]:
         how = self._how
-        if extended := self.desk.orders.extends:
-            return self._read_of(extended, POOL)
+        if self.desk.orders.extends:
+            return self._read_of(self.desk.orders.extends, POOL)
         looked_at: set[str] = set()
-        while True:  # decoding takes minutes to hours, in which images come and patients are locked: what is frozen was chosen after it
+        while True:  # decoding takes hours, in which images come and patients are locked: what is frozen was chosen after it
             images = self.desk.catalogue.instances.for_training()
             new = {image.sop_uid for image in images if not image.locked} - looked_at
             if not new:
@@ -159,9 +159,11 @@ class Upstream:
             out = "; ".join(f"{reason}: {count}" for reason, count in pool.left_out.items()) or "none"
             raise NotEnough(
                 f"{how.clusters} clusters need {how.images_min} images or more of patients who are not locked; there are "
-                f"{len(pool.images)} (left out: {out}). Take a recipe with fewer clusters, or none: ewing_small has no pretraining"
+                f"{len(pool.images)} (left out: {out}). Take a recipe with fewer clusters, or with no pretraining: ewing_small"
             )
-        event(log, "pretraining corpus frozen", images=len(pool.images), patients=len(pool.patients), left_out=dict(pool.left_out))
+        event(
+            log, "pretraining corpus frozen", images=len(pool.images), patients=len(pool.patients), left_out=dict(pool.left_out)
+        )
         return pool.to_plain()
 
     def _decode(self, uids: set[str]) -> None:
@@ -335,7 +337,7 @@ class Upstream:
         return min(5, self.desk.recipe.folds)
 
     def _said(self, network: Network, labelled: Sequence[Sample]) -> dict[str, NDArray[np.float64]]:
-        part = self._part(self._engine(), Ranks())
+        part = self._part(self.engine(), Ranks())
         gallery = _gallery(self.cache, tuple(one.sop_uid for one in labelled))
         pooled = pretrain.features(part.engine.place(network), gallery, part).cpu().numpy()
         return probe.out_of_fold(
@@ -366,26 +368,27 @@ class Upstream:
 
     # --- all processes together -----------------------------------------------------------------------------------------------
 
-    def _engine(self) -> Engine:
+    def engine(self) -> Engine:
+        """Give what computes on this machine, tried once and then obeyed."""
         device = self.desk.bound["device"]
         size_px, batch = self.desk.recipe.size_px, TRY_BATCH
         return Engine(
-            **self.desk.step("engine.json", lambda: asdict(engine.chosen(device, partial(self._network, 2), size_px, batch=batch)))
+            **self.desk.step("engine.json", lambda: asdict(chosen(device, partial(self._network, 2), size_px, batch=batch)))
         )
 
     def _network(self, classes: int) -> Network:
         recipe = self.desk.recipe
         return build(recipe.network, classes, recipe.start, weights=self.desk.root / "models" / "weights")
 
-    def _part(self, chosen: Engine, ranks: Ranks) -> Part:
+    def _part(self, engine: Engine, ranks: Ranks) -> Part:
         recipe = self.desk.recipe
-        return Part(chosen, ranks, self.desk.bound["threads"], recipe.seed, recipe.size_px, TRY_BATCH)
+        return Part(engine, ranks, self.desk.bound["threads"], recipe.seed, recipe.size_px, TRY_BATCH)
 
     def _job(self, what: str, uids: tuple[str, ...], place: str, how: Pretraining, batch: int) -> Job:
         name = "state.pt" if what == "deepcluster" else "classifier.pt"
         threads = self.desk.bound["threads"]
         state = self.desk.path / place / name
-        return Job(what, self.desk.recipe, how, self._engine(), self._fitting(state, batch), threads, uids, state)
+        return Job(what, self.desk.recipe, how, self.engine(), self._fitting(state, batch), threads, uids, state)
 
     def _fitting(self, state: Path, batch: int) -> int:
         """Give the batch that an earlier try found to fit, or the recipe's."""
@@ -430,8 +433,8 @@ class Upstream:
     def sweep(self, pool: Pool, labelled: Corpus) -> dict[str, Any]:
         """Pretrain for each number of clusters; lay the study's rule and the probes side by side.
 
-        The study takes the k whose clusters are told best by the classifier; more clusters are harder to tell, so that the accuracy
-        is held against the share of the largest cluster, which a guess would reach.
+        The study takes the k whose clusters are told best by the classifier; more clusters are harder to tell, so the accuracy is
+        held against the share of the largest cluster, which a guess would reach.
         """
         rows = []
         for k in self.desk.orders.clusters:
@@ -560,7 +563,7 @@ def _accuracies(name: str, hits: NDArray[np.bool_], patients: Sequence[str], see
     """Give the accuracy by image, and the mean over the patients of each one's own, with their intervals."""
     images = len(hits)
     low, high = evaluate.wilson(int(hits.sum()), images)
-    share = {patient: [] for patient in patients}
+    share: dict[str, list[bool]] = {patient: [] for patient in patients}
     for patient, hit in zip(patients, hits.tolist(), strict=True):
         share[patient].append(hit)
     means = np.array([np.mean(each) for each in share.values()]) if share else np.zeros(1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +30,7 @@ app = typer.Typer(help="Train a model on the labelled images of the archive.", n
 schedule_app = typer.Typer(help="Train by the schedules of the settings; without a further word, run the role.")
 
 Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the history.")]
+RecipeName = Annotated[str, typer.Option("--recipe", help="Name of the recipe; default: [training] recipe.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Number or folder of the run, as `osteon train list` shows them.")]
 ScheduleName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the schedule in the settings.")]
 EXITS = {"done": 0, "failed": 2, "cancelled": 143, "interrupted": 143}
@@ -45,15 +47,46 @@ SILENT_S = 30.0
 @app.command("run")
 def run(
     config: Config = DEFAULT_CONFIG,
-    recipe: Annotated[str, typer.Option(help="Name of the recipe; default: [training] recipe.")] = "",
+    recipe: RecipeName = "",
+    only: Annotated[str, typer.Option(help="pretrain or finetune: that part alone.")] = "",
 ) -> None:
-    """Fine-tune, export, evaluate and let the gate decide; the model goes into service only if the gate says so.
+    """Pretrain, fine-tune, export, evaluate and let the gate decide; the model goes into service only if the gate says so.
 
-    Ctrl-C ends the run after its epoch, a second one at once; `osteon train resume` takes it up again.
+    With `--only finetune` the newest pretraining is used that was offered for this recipe. Ctrl-C ends the run after its epoch, a
+    second one at once; `osteon train resume` takes it up again.
     """
-    from training.__main__ import train
+    if only not in ("", "pretrain", "finetune"):
+        raise typer.BadParameter("pretrain or finetune", param_hint="--only")
+    _train(config, recipe, {"kind": only or "cycle"})
 
-    train(config, recipe)
+
+@app.command("sweep")
+def sweep(
+    clusters: Annotated[str, typer.Option("--clusters", help="Numbers of clusters to try, such as 50,100,200.")],
+    epochs: Annotated[int, typer.Option(min=0, help="Of each pretraining; default: the recipe's.")] = 0,
+    recipe: RecipeName = "",
+    config: Config = DEFAULT_CONFIG,
+) -> None:
+    """Pretrain for several numbers of clusters, and lay the study's rule and the probes side by side."""
+    try:
+        numbers = sorted({int(each) for each in clusters.split(",")})
+    except ValueError:
+        raise typer.BadParameter("numbers with commas between them, such as 50,100,200", param_hint="--clusters") from None
+    if min(numbers) < 2:
+        raise typer.BadParameter("two clusters or more", param_hint="--clusters")
+    _train(config, recipe, {"kind": "sweep", "clusters": numbers, "epochs": epochs})
+
+
+@app.command("extend")
+def extend(
+    run: RunName,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs of the pretraining in all.")],
+    config: Config = DEFAULT_CONFIG,
+) -> None:
+    """Let the pretraining of a run go on for more epochs, in a new run with all that follows; the old run stays as it is."""
+    with _catalogue(load(config)) as catalogue:
+        row = catalogue.runs.named(run)
+    _train(config, row.recipe, {"kind": row.kind, "extends": row.folder, "epochs": epochs})
 
 
 @app.command("list")
@@ -161,6 +194,21 @@ def resume(run: RunName, reason: Reason, config: Config = DEFAULT_CONFIG) -> Non
         typer.echo("No scheduler runs: `osteon schedule` runs one, also without a [[schedule]] in the settings.")
 
 
+def _train(config: Path, recipe: str, ordered: dict[str, Any]) -> None:
+    """Start a run in the foreground: here, or under torchrun where it has several processes."""
+    from training.machine import processes
+
+    asked = load(config).training
+    count = processes(asked.processes, asked.device)
+    if count > 1:
+        words = (*("--config", str(config)), *(("--recipe", recipe) if recipe else ()), "--orders", json.dumps(ordered))
+        command = (*(sys.executable, "-m", "torch.distributed.run", "--standalone"), *("--local-addr", "127.0.0.1"))
+        os.execv(sys.executable, (*command, "--nproc-per-node", str(count), "-m", "training", *words))  # noqa: S606 - no shell is meant
+    from training.__main__ import train
+
+    train(config, recipe, ordered=ordered)
+
+
 # --- schedules -----------------------------------------------------------------------------------------------------------------
 
 
@@ -247,13 +295,15 @@ class _Role:
     """What `osteon schedule` holds open: the timekeeper and the supervisor, and the sign of life of both."""
 
     def __init__(self, site: Settings, config: Path, catalogue: Catalogue) -> None:
-        from training.machine import this_process
+        from training.machine import processes, this_process
         from training.schedule import Timekeeper
         from training.supervise import Supervisor, torchrun
 
         self._site, self._catalogue, self._me = site, catalogue, this_process()
         self._timekeeper = Timekeeper(site, catalogue, now=_now)
-        self._supervisor = Supervisor(site, catalogue, torchrun(config), now=_now)
+        self._supervisor = Supervisor(
+            site, catalogue, torchrun(config, processes(site.training.processes, site.training.device)), now=_now
+        )
         self.step = self._supervisor.step
         self._beaten_at = monotonic()
 

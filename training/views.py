@@ -19,9 +19,16 @@ SIDE_MIN = 8
 
 
 def view(
-    rows: Tensor, draws: NDArray[np.float64], size_px: int, *, scale: tuple[float, float], flip: bool, brightness: float, contrast: float
+    rows: Tensor,
+    draws: NDArray[np.float64],
+    size_px: int,
+    *,
+    scale: tuple[float, float],
+    flip: bool,
+    brightness: float,
+    contrast: float,
 ) -> Tensor:
-    """Give one view of each of `rows` (n, s, s) uint8 by its row of `draws` (n, 6) in 0…1: (n, 1, size_px, size_px) float32 in 0…1.
+    """Give one view of each of `rows` (n, s, s) uint8 by its row of `draws` (n, 6) in 0…1: (n, 1, size_px, size_px) float32.
 
     The part is a square of a share of the area between the two of `scale`: radiographs are not stretched. The cache holds them
     padded to a square, and positions are even over it.
@@ -35,12 +42,16 @@ def view(
     return torch.addcmul(offset, parts.float(), gain).clamp_(0, 1)
 
 
-def _parts(rows: Tensor, side: NDArray[np.float64], draws: NDArray[np.float64], mirrored: NDArray[np.bool_], size_px: int) -> Tensor:
+def _parts(
+    rows: Tensor, side: NDArray[np.float64], draws: NDArray[np.float64], mirrored: NDArray[np.bool_], size_px: int
+) -> Tensor:
     whole = rows.shape[-1]
     edges = np.clip(np.rint(side * whole), min(SIDE_MIN, whole), whole).astype(int)
     tops, lefts = ((draws[:, axis] * (whole - edges + 1)).astype(int) for axis in (1, 2))
     out = torch.empty(len(rows), 1, size_px, size_px, dtype=torch.uint8)
-    for row, (edge, top, left, turn) in enumerate(zip(edges.tolist(), tops.tolist(), lefts.tolist(), mirrored.tolist(), strict=True)):
+    for row, (edge, top, left, turn) in enumerate(
+        zip(edges.tolist(), tops.tolist(), lefts.tolist(), mirrored.tolist(), strict=True)
+    ):
         part = rows[row, top : top + edge, left : left + edge][None, None]
         if edge != size_px:
             part = functional.interpolate(part, size=(size_px, size_px), mode="bilinear", antialias=True)
@@ -48,7 +59,9 @@ def _parts(rows: Tensor, side: NDArray[np.float64], draws: NDArray[np.float64], 
     return out
 
 
-def _grid(rows: Tensor, side: NDArray[np.float64], draws: NDArray[np.float64], mirrored: NDArray[np.bool_], size_px: int) -> Tensor:
+def _grid(
+    rows: Tensor, side: NDArray[np.float64], draws: NDArray[np.float64], mirrored: NDArray[np.bool_], size_px: int
+) -> Tensor:
     theta = torch.zeros(len(rows), 2, 3)
     edges, place = torch.from_numpy(side).float(), torch.from_numpy(draws[:, 1:3] * 2 - 1).float()
     theta[:, 0, 0] = torch.where(torch.from_numpy(mirrored), -edges, edges)
