@@ -239,9 +239,9 @@ def _unfit(image: TrainingImage, said: set[str], classes: Mapping[str, int], rec
         return f"label {next(iter(said))!r} is no class of the recipe"
     if image.modality not in recipe.modalities:
         return "other modality"
-    if image.age_years is None:
+    if image.age_years is None and not recipe.takes_unknown_age:
         return "age unknown"
-    if image.age_years >= recipe.max_age:
+    if image.age_years is not None and image.age_years >= recipe.max_age:
         return "adult"
     if image.body_part and image.body_part not in recipe.body_parts:
         return "other body part"

@@ -260,6 +260,8 @@ class _Cycle:
 
     def start(self, frozen: Corpus) -> Pretrained | None:
         """Give the pretraining that fine-tuning starts from; None when the recipe has none, or none is offered."""
+        if self.desk.orders.start_from:
+            return self.upstream.taken_from(self.desk.orders.start_from)
         if self.desk.recipe.pretraining is None:
             return None
         if self.desk.orders.kind == "finetune":
@@ -558,6 +560,9 @@ class _Cycle:
     def judge(self, frozen: Corpus, figures: dict[str, Any], fitted: _Fitted, start: Pretrained | None) -> dict[str, Any]:
         """Let the gate decide, shelve the version with its card, and move the champion when the decision is `promote`."""
         gate = self.desk.step("gate.json", lambda: self._decide(figures))
+        if start is not None and not start.offered and gate["decision"] == promote.Verdict.PROMOTE.value:
+            unoffered = "It starts from a pretraining that the probes do not offer: a person decides."
+            gate = {"decision": promote.Verdict.INSUFFICIENT.value, "words": f"{gate['words']} {unoffered}"}
         patients = tuple(sorted({*frozen.patients, *(start.patients if start else ())}))
         card = self._card(frozen, patients, figures, fitted, gate, start)
         reference = self.desk.path / "reference.npz"

@@ -89,6 +89,8 @@ class Orders:
     """Of a sweep: the numbers of clusters."""
     extends: str = ""
     """The run whose pretraining goes on in this one."""
+    start_from: str = ""
+    """Fine-tune from this run's pretraining, whatever its probes said: for studies. Such a version is promoted by a person or not."""
     epochs: int = 0
     """Of the pretraining; 0: as the recipe says."""
     other_processes: bool = False

@@ -142,6 +142,8 @@ class Recipe:
     """Vocabulary terms of the body parts the model may see; an image that states none is taken."""
     max_age: int = 18
     """Patients of fewer completed years."""
+    takes_unknown_age: bool = False
+    """Whether images without an age train: for sets that state none. In service such a study is not answered all the same."""
     modalities: tuple[str, ...] = ("CR", "DX")
     network: str = "efficientnet_lite0"
     start: Literal["imagenet", "random"] = "imagenet"

@@ -197,6 +197,27 @@ class Upstream:
         event(log, "pretraining judged", run=self.desk.path.name, offered=probed["offered"], accuracy=told["accuracy"]["value"])
         return self._pretrained(self.desk.path.name, file, probed, pool.patients)
 
+    def taken_from(self, run: str) -> Pretrained:
+        """Give the pretraining of a run that a person names, whether it is offered or not.
+
+        Raises
+        ------
+        Tampered
+            It is not there or damaged, or was learned with another network, start or size.
+        CorpusChanged
+            It names a patient who is locked now.
+        """
+        probed, patients = self._offer_of(run)
+        file = self.desk.root / "runs" / run / PLACE / "backbone.pt"
+        if _hash(file) != probed["sha256"]:
+            raise Tampered(f"the backbone of run {run} is not there, or damaged")
+        network = f"{self.desk.recipe.network} {self.desk.recipe.size_px} px"
+        if probed["network"] != network:
+            raise Tampered(f"run {run} pretrained {probed['network']}, this recipe has {network}")
+        if self.desk.catalogue.instances.locked_patients() & set(patients):
+            raise CorpusChanged(f"a patient of the pretraining of run {run} is in the locked set now")
+        return self._pretrained(run, file, probed, patients)
+
     def newest(self, labelled: Corpus) -> Pretrained | None:
         """Give the newest pretraining of the same recipe part that another run offers and that names nobody who is locked now."""
         locked = self.desk.catalogue.instances.locked_patients() | {sample.pid for sample in labelled.locked}
@@ -292,7 +313,7 @@ class Upstream:
     def _probed(self, uids: tuple[str, ...], place: str, how: Pretraining, labelled: Sequence[Sample]) -> dict[str, Any]:
         """Hold the backbone against its own start weights."""
         file = self.desk.path / place / "backbone.pt"
-        told: dict[str, Any] = {"sha256": _hash(file), "learned_as": self._learned_as(how), "metrics": [], "offered": False}
+        told: dict[str, Any] = {"sha256": _hash(file), "learned_as": self._learned_as(how), "network": f"{self.desk.recipe.network} {self.desk.recipe.size_px} px", "metrics": [], "offered": False}
         if not self._probable(labelled):
             return told | {"words": "Not offered: too few labelled patients outside the locked set to probe it."}
         self.desk.progress.stage("probing what was learned")

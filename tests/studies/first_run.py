@@ -22,7 +22,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from io import BytesIO
 from itertools import groupby
@@ -52,8 +53,10 @@ from node.keep.records import Hold, StudyState, TrainingImage
 from node.pseudonym import SiteKeys
 from node.settings import Pacs, Settings
 from node.supervise import die_with_parent
-from training import corpus
-from training.recipe import Recipe, uniforms
+from training import corpus, cycle
+from training.__main__ import Lines
+from training.folder import Orders
+from training.recipe import Classifier, Pretraining, Recipe, uniforms
 
 SEED = 20260117
 STUDY_DATE = "20200106"
@@ -73,6 +76,17 @@ BURNED_IN = {
     ),
 }  # fmt: skip
 """Pictures that show a date, a hospital, or a patient's label, as seen by eye: their objects say so, and the node holds them."""
+
+
+PRETRAINING = Pretraining(
+    clusters=100,
+    epochs=20,
+    batch=64,
+    lr=0.01,
+    probe_every=2,
+    classifier=Classifier(epochs=20, batch=64, lr=0.01),
+)
+"""Fixed before the first run: some 50 pictures a cluster, as in the study; the learning rate of the paper scaled to the batch."""
 
 
 class StudyFailed(Final):
@@ -466,7 +480,17 @@ def spine() -> Recipe:
 
 def _recipe(made_by: Callable[[], Recipe], name: str, classes: tuple[Label, ...], body_parts: tuple[str, ...]) -> Recipe:
     expects = " ".join((made_by.__doc__ or "").split("Expected:", 1)[1].split())
-    return Recipe(name=name, expects=expects, classes=classes, body_parts=body_parts, max_age=ADULTS_TOO, limits=LIMITS)
+    return Recipe(
+        name=name,
+        expects=expects,
+        classes=classes,
+        body_parts=body_parts,
+        max_age=ADULTS_TOO,
+        takes_unknown_age=True,
+        size_px=128,
+        pretraining=PRETRAINING,
+        limits=LIMITS,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -574,7 +598,52 @@ def _in_both(images: Sequence[TrainingImage], said: Mapping[str, str]) -> set[st
 
 # ---- the program -------------------------------------------------------------------------------------------------------------
 
-FILES = {"wrap": "wrapped.json", "send": "sent.json", "label": "labelled.json"}
+FILES = {"wrap": "wrapped.json", "send": "sent.json", "label": "labelled.json", "run": "ran.json"}
+
+
+ARMS = ("random", "imagenet", "pretrained")
+
+
+def run(site: Path) -> dict[str, Any]:
+    """Pretrain once on all that is not locked; then fine-tune both tasks from the three starts.
+
+    The pretrained arm is fine-tuned whatever the probes say of it: that it is not offered is a result, too.
+    """
+    setup = settings.load(make_site(site))
+    done: dict[str, Any] = {}
+    upstream = _cycle(setup, site, "pretraining", knee(), Orders(kind="pretrain"))
+    done["pretraining"] = asdict(upstream)
+    for made in (knee, spine):
+        for arm in ARMS:
+            recipe = replace(made(), start="random" if arm == "random" else "imagenet")
+            orders = Orders(kind="finetune", start_from=upstream.run if arm == "pretrained" else "")
+            recipe = recipe if arm == "pretrained" else replace(recipe, pretraining=None)
+            done[f"{recipe.name} {arm}"] = asdict(_cycle(setup, site, f"{recipe.name}-{arm}", recipe, orders))
+    return done
+
+
+def _cycle(setup: Settings, site: Path, name: str, recipe: Recipe, orders: Orders) -> cycle.Outcome:
+    """Run one training, or go on with the run that was begun under this name."""
+    mark = site / "begun" / f"{name}.json"
+    begun = json.loads(mark.read_bytes())["run"] if mark.is_file() else ""
+
+    def bound(run: str) -> None:
+        durable.make_folder(mark.parent)
+        durable.write(mark, json.dumps({"run": run}).encode())
+
+    with Lines() as progress:
+        known = set(_runs(setup))
+        try:
+            outcome = cycle.run(setup, recipe, now=lambda: datetime.now(UTC), progress=progress, orders=orders, run_id=begun)
+        finally:
+            if not begun and (new := set(_runs(setup)) - known):
+                bound(new.pop())
+    return outcome
+
+
+def _runs(setup: Settings) -> list[str]:
+    folder = setup.storage.root / "runs"
+    return [one.name for one in folder.iterdir() if (one / "run.json").is_file()] if folder.is_dir() else []
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -591,6 +660,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "wrap": lambda: wrap(data, site),
         "send": lambda: send(data, site, asked.associations),
         "label": lambda: label(data, site),
+        "run": lambda: run(site),
     }
     for name in list(steps)[: list(steps).index(asked.step) + 1]:
         file = site / FILES[name]
@@ -601,7 +671,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             except OsteonError as error:
                 print(f"{name}: {error}", file=sys.stderr)
                 return 2
-            durable.write(file, (json.dumps(told, indent=2) + "\n").encode())
+            durable.write(file, (json.dumps(told, indent=2, default=str) + "\n").encode())
         print(f"{name}{' (done before)' if is_done else ''}: {file.read_text('utf-8').strip()}")
     return 0
 
