@@ -113,13 +113,36 @@ def show(run: RunName, config: Config = DEFAULT_CONFIG) -> None:
         return
     decision = json.loads((folder / "decision.json").read_bytes())
     for metric in decision["metrics"]:
-        interval = f"{metric['low']:.3f} to {metric['high']:.3f}"
-        typer.echo(f"{metric['name']:60} {metric['value']:.3f}  ({interval}, {metric['n']} patients)")
+        typer.echo(_figure(metric))
     typer.echo(f"version  {decision['version']}")
     typer.echo(f"gate     {decision['decision']}: {decision['words']}")
     if decision["by_hand"]:
         typer.echo(f"by hand  {decision['by_hand']}")
     typer.echo(f"files    {folder}")
+
+
+@app.command("report")
+def report(
+    run: Annotated[str, typer.Argument(help="Number or folder of the run; default: the newest that has a report.")] = "",
+    on_terminal: Annotated[bool, typer.Option("--print", help="Print a summary here instead of opening the page.")] = False,
+    config: Config = DEFAULT_CONFIG,
+) -> None:
+    """Open the report of a run in the browser, or say where it is; with --print, tell its figures here.
+
+    The page opens on a terminal with a display only; it holds results and images of patients.
+    """
+    site = load(config)
+    with _catalogue(site) as catalogue:
+        found = _reported(site, catalogue, run)
+    page = found / "report.html"
+    if on_terminal:
+        for line in _summary(found):
+            typer.echo(line)
+        typer.echo(f"page     {page if page.is_file() else 'not drawn yet'}")
+    elif not page.is_file():
+        raise NotFound(f"run {found.name} has no report yet; `osteon train report {found.name} --print` tells what there is")
+    else:
+        typer.echo(f"opened {page}" if _opened(page) else str(page))
 
 
 @app.command("status")
@@ -207,6 +230,65 @@ def _train(config: Path, recipe: str, ordered: dict[str, Any]) -> None:
     from training.__main__ import train
 
     train(config, recipe, ordered=ordered)
+
+
+def _reported(site: Settings, catalogue: Catalogue, run: str) -> Path:
+    """Give the folder of a run; without a name, that of the newest run with a report."""
+    runs = site.storage.root / "runs"
+    if run:
+        row = catalogue.runs.named(run)
+        if not row.folder:
+            raise NotFound(f"run {row.id} has left nothing yet; it is {_state(row)}")
+        return runs / row.folder
+    for row in catalogue.runs.list():
+        if row.folder and (runs / row.folder / "report.html").is_file():
+            return runs / row.folder
+    raise NotFound("no run has a report yet; `osteon train list` shows the runs")
+
+
+def _opened(page: Path) -> bool:
+    """Show a page in the browser where a person sits before one; say whether that was so."""
+    import webbrowser
+
+    has_display = sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    return has_display and os.isatty(1) and webbrowser.open(page.as_uri())
+
+
+def _summary(folder: Path) -> Iterator[str]:
+    """Tell from its files what a run has come to: decision, figures, probe, sizes of the clusters."""
+    yield f"run      {folder.name}"
+    if (folder / "decision.json").is_file():
+        decision = json.loads((folder / "decision.json").read_bytes())
+        yield f"gate     {decision['decision']}: {decision['words']}"
+        yield from map(_figure, decision["metrics"])
+    else:
+        yield "gate     has not decided"
+    lines = [line for file in sorted(folder.rglob("metrics.jsonl")) for line in _lines(file)]
+    for name, key in (("k-NN", "knn"), ("linear", "linear")):
+        if probed := [line for line in lines if line.get(key) is not None]:
+            best = max(probed, key=lambda line: float(line[key]))
+            told = f"{probed[-1][key]:.3f} in epoch {probed[-1]['epoch']}, best {best[key]:.3f} in epoch {best['epoch']}"
+            yield f"probe    {name}: {told}"
+    if clustered := [line for line in lines if line.get("sizes")]:
+        smallest, lower, median, upper, largest = clustered[-1]["sizes"]
+        told = f"smallest {smallest:g}, quartiles {lower:g} / {median:g} / {upper:g}, largest {largest:g}"
+        yield f"clusters {told} images in epoch {clustered[-1]['epoch']}"
+
+
+def _figure(metric: dict[str, Any]) -> str:
+    interval = f"{metric['low']:.3f} to {metric['high']:.3f}"
+    return f"{metric['name']:60} {metric['value']:.3f}  ({interval}, {metric['n']} patients)"
+
+
+def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    """Read the whole lines of a journal; a kill may have torn one."""
+    for line in file.read_text(encoding="ascii", errors="replace").splitlines():
+        try:
+            told = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(told, dict):
+            yield told
 
 
 # --- schedules -----------------------------------------------------------------------------------------------------------------

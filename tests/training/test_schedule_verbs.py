@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
+import webbrowser
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import journals
 import pytest
 import typer
 from typer.testing import CliRunner, Result
@@ -238,3 +241,80 @@ def test_a_wrong_schedule_is_named_with_its_line(tmp_path: Path, change: dict[st
         init_site(tmp_path, schedule=[{**NIGHTLY, "name": "good"}, {**NIGHTLY, **change}])
     assert "schedule.1" in str(error.value)
     assert says in str(error.value)
+
+
+def reported(site: Path, catalogue: Catalogue, *, with_page: bool = True) -> Path:
+    """Let a run have come to an end, with or without its page."""
+    run = catalogue.runs.ask(kind="finetune", recipe="phantom", schedule="nightly", by="me", reason="", now=now()).id
+    begun(catalogue, run)
+    progress(site, run)
+    folder = load(site).storage.root / "runs" / f"run-{run}"
+    if with_page:
+        (folder / "report.html").write_text("<!doctype html>")
+    catalogue.runs.done(run, 1, model_id="v", decision="refuse", now=now())
+    return folder
+
+
+@pytest.fixture
+def browser(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let a person sit before a screen; give the addresses that are opened on it."""
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", lambda address: not opened.append(address))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr("os.isatty", lambda _fd: True)
+    return opened
+
+
+def test_the_newest_report_is_opened_where_a_person_sits_before_a_screen(
+    site: Path, catalogue: Catalogue, browser: list[str]
+) -> None:
+    older, newer = reported(site, catalogue), reported(site, catalogue)
+    reported(site, catalogue, with_page=False)
+    assert train("report", site=site).stdout == f"opened {newer / 'report.html'}\n"
+    train("report", "1", site=site)
+    assert browser == [(folder / "report.html").as_uri() for folder in (newer, older)]
+
+
+@pytest.mark.parametrize("lacking", ["display", "terminal", "browser"])
+def test_where_nobody_could_see_a_report_its_path_is_printed(
+    site: Path, catalogue: Catalogue, browser: list[str], monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    if lacking == "display":
+        monkeypatch.delenv("DISPLAY")
+        monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    elif lacking == "terminal":
+        monkeypatch.setattr("os.isatty", lambda _fd: False)
+    else:
+        monkeypatch.setattr(webbrowser, "open", lambda _address: False)
+    folder = reported(site, catalogue)
+    assert train("report", site=site).stdout == f"{folder / 'report.html'}\n"
+    assert browser == []
+
+
+def test_a_report_that_is_not_there_is_said_with_what_helps(site: Path, catalogue: Catalogue) -> None:
+    assert "no run has a report yet" in str(train("report", site=site).exception)
+    reported(site, catalogue, with_page=False)
+    assert "no run has a report yet" in str(train("report", site=site).exception)
+    assert "run-1 has no report yet; `osteon train report run-1 --print`" in str(train("report", "run-1", site=site).exception)
+    schedule("run-now", "nightly", site=site)
+    assert "run 2 has left nothing yet; it is queued" in str(train("report", "2", site=site).exception)
+
+
+def test_a_summary_tells_decision_figures_probe_and_clusters_without_a_page(site: Path, catalogue: Catalogue) -> None:
+    folder = reported(site, catalogue, with_page=False)
+    assert "gate     has not decided" in train("report", "1", "--print", site=site).stdout
+    metric = {"name": "AUC, locked patients", "value": 0.8125, "low": 0.7, "high": 0.9, "n": 41, "method": "bootstrap"}
+    decided = {"decision": "refuse", "words": "It is shown to be worse.", "metrics": [metric]}
+    (folder / "decision.json").write_text(json.dumps(decided))
+    (folder / "pretrain").mkdir()
+    lines = "".join(f"{json.dumps(line)}\n" for line in journals.pretraining(12))
+    (folder / "pretrain" / "metrics.jsonl").write_text(lines + '{"epoch": 13, "kn')
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in journals.folds()))
+    told = train("report", "1", "--print", site=site).stdout
+    assert "gate     refuse: It is shown to be worse." in told
+    assert "0.812  (0.700 to 0.900, 41 patients)" in told
+    assert "probe    k-NN: 0.720 in epoch 12, best 0.720 in epoch 12" in told
+    assert "probe    linear: 0.820 in epoch 12" in told
+    assert "clusters smallest 3, quartiles 20 / 46 / 55, largest 140 images in epoch 12" in told
+    assert "page     not drawn yet" in told
