@@ -116,8 +116,11 @@ def metrics(predictions: Predictions, of: str, *, seed: int, draws: int = 2000, 
         low, high = wilson(count / cases * people, people, alpha)  # two studies of one child are not two children
         return Metric(f"{name}, {of}", count / cases, low, high, people, f"Wilson over the patients, {cases} studies")
 
-    def resampled(name: str, measure: Callable[[Floats], Floats]) -> Metric:
+    def resampled(name: str, measure: Callable[[Floats], Floats], *, is_share: bool = False) -> Metric:
         value, drawn = float(measure(once)[0]), measure(weights)
+        if is_share:
+            low, high, method = _interval(value, drawn, predictions, alpha)
+            return Metric(f"{name}, {of}", value, low, high, len(set(predictions.patients)), method)
         low, high = (float(edge) for edge in np.quantile(drawn, [alpha / 2, 1 - alpha / 2]))
         low, high = min(low, value), max(high, value)  # resampling moves a calibration error upwards, beyond its own value
         return Metric(f"{name}, {of}", value, low, high, len(set(predictions.patients)), f"{RESAMPLED}, {len(truth)} studies")
@@ -126,9 +129,14 @@ def metrics(predictions: Predictions, of: str, *, seed: int, draws: int = 2000, 
     found = {
         "auc": auc_with_interval(predictions, of, seed=seed, draws=draws, alpha=alpha),
         "accuracy": share("accuracy", said == truth, everywhere),
-        "balanced_accuracy": resampled("balanced accuracy", lambda drawn: _balanced(truth, said, drawn)),
+        "balanced_accuracy": resampled("balanced accuracy", lambda drawn: _balanced(truth, said, drawn), is_share=True),
         "recall_urgent": share("recall of the urgent class", called, positive),
         "precision_urgent": share("precision of the urgent class", positive, called),
+        "f2_urgent": (
+            resampled("F2 of the urgent class", lambda drawn: _f_beta(positive, called, drawn, beta=2), is_share=True)
+            if positive.any()
+            else None
+        ),
         "brier": resampled("Brier score", lambda drawn: _brier(predictions, drawn)),
         "ece": resampled("expected calibration error", lambda drawn: _ece(predictions, drawn)),
     }
@@ -144,13 +152,18 @@ def auc_with_interval(predictions: Predictions, of: str, *, seed: int, draws: in
         return None
     value = auc(predictions.positive, predictions.score)
     drawn = _weighted_auc(predictions, resample(predictions, seed=seed, draws=draws))
+    low, high, method = _interval(value, drawn, predictions, alpha)
+    return Metric(f"AUC, {of}", value, low, high, len(set(predictions.patients)), method)
+
+
+def _interval(value: float, drawn: Floats, predictions: Predictions, alpha: float) -> tuple[float, float, str]:
+    """Give the interval of a value between 0 and 1 and how it was made; Wilson's where nothing varied when resampled."""
     low, high = (float(edge) for edge in np.quantile(drawn, [alpha / 2, 1 - alpha / 2]))
     method = f"{RESAMPLED}, {len(predictions.truth)} studies"
     if low == high:
         cases = predictions.smaller_class()
-        low, high = wilson(round(value * cases), cases, alpha)
-        method = NO_SPREAD
-    return Metric(f"AUC, {of}", value, low, high, len(set(predictions.patients)), method)
+        (low, high), method = wilson(round(value * cases), cases, alpha), NO_SPREAD
+    return min(low, value), max(high, value), method
 
 
 def difference(
@@ -243,6 +256,14 @@ def _balanced(truth: NDArray[np.int64], said: NDArray[np.int64], weights: Floats
         hits = weights[:, among & (said == one)].sum(axis=1)
         recalls.append(np.where(total > 0, hits / np.maximum(total, 1e-12), np.nan))
     return np.asarray(np.nanmean(np.stack(recalls), axis=0))
+
+
+def _f_beta(positive: NDArray[np.bool_], called: NDArray[np.bool_], weights: Floats, *, beta: float) -> Floats:
+    """Give F-beta for each row of weights: recall counts beta times as much as precision (van Rijsbergen, 1979)."""
+    hits, missed, alarms = (
+        weights[:, among].sum(axis=1) for among in (positive & called, positive & ~called, ~positive & called)
+    )
+    return np.asarray((1 + beta**2) * hits / ((1 + beta**2) * hits + beta**2 * missed + alarms))
 
 
 def _brier(predictions: Predictions, weights: Floats) -> Floats:

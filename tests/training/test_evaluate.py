@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from sklearn.metrics import balanced_accuracy_score, brier_score_loss, roc_auc_score, roc_curve
+from sklearn.metrics import balanced_accuracy_score, brier_score_loss, fbeta_score, roc_auc_score, roc_curve
 
 from models.card import Metric
 from training import evaluate, promote
@@ -35,6 +37,8 @@ def test_figures_are_those_of_scikit_learn() -> None:
     assert found["brier"].value == pytest.approx(brier_score_loss(positive, said.score))
     expected = balanced_accuracy_score(said.truth, said.probabilities.argmax(axis=1))
     assert found["balanced_accuracy"].value == pytest.approx(expected)
+    called = said.probabilities.argmax(axis=1) == 0
+    assert found["f2_urgent"].value == pytest.approx(fbeta_score(positive, called, beta=2))
     expected_curve = roc_curve(positive, said.score, drop_intermediate=False)[:2]
     for ours, theirs in zip(evaluate.roc(said.positive, said.score), expected_curve, strict=True):
         assert ours == pytest.approx(theirs)
@@ -78,6 +82,18 @@ def test_a_perfect_separation_of_few_patients_is_not_certain() -> None:
     assert found is not None
     assert found.value == found.high == 1
     assert found.low < 0.7
+
+
+def test_a_score_without_spread_is_not_certain_either() -> None:
+    found = evaluate.metrics(predictions(12, skill=50), "test", seed=1, draws=100)
+    for name in ("f2_urgent", "balanced_accuracy"):
+        assert found[name].value == found[name].high == 1
+        assert found[name].low < 0.7
+
+
+def test_f2_is_left_out_where_nobody_is_urgent() -> None:
+    nobody = replace(predictions(20, skill=0.5), truth=np.ones(20, np.int64))
+    assert "f2_urgent" not in evaluate.metrics(nobody, "test", seed=1, draws=50)
 
 
 def test_a_model_does_not_differ_from_itself_and_paired_is_narrower() -> None:
