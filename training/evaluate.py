@@ -1,16 +1,17 @@
 """How good predictions are, with a number of cases and an interval beside every figure.
 
-In: predictions by study with the patient and the truth. Out: figures, curves, the paired difference of two models. Pure: no
-disk, no clock; the resampling takes its seed. Patients, never images or studies, are resampled, because two films of one child
-are not two children.
+In: predictions by study with the patient and the truth. Out: figures, also by group of patients, curves, the paired difference of
+two models. Pure: no disk, no clock; the resampling takes its seed. Patients, never images or studies, are resampled, because two
+films of one child are not two children.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
+from bisect import bisect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,10 @@ Floats = NDArray[np.float64]
 BINS = 10
 RESAMPLED = "bootstrap by patient"
 NO_SPREAD = "Wilson over the patients of the smaller class: nothing varied when resampled"
+UNKNOWN = "unknown"
+AGE_BANDS = ("0-4", "5-9", "10-14", "15-17", "18 and older")
+FEW = 5
+"""Patients below which a group gets no figures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +71,38 @@ def by_study(samples: Sequence[Sample], logits: NDArray[np.floating], urgent: tu
 
     Images of one study that are labelled differently, each on its own, are cases of their own: they share no truth.
     """
-    rows: dict[tuple[str, int], list[int]] = {}
-    for row, sample in enumerate(samples):
-        rows.setdefault((sample.study_uid, sample.target), []).append(row)
-    studies = tuple(sorted(rows))
-    first = [samples[rows[study][0]] for study in studies]
-    means = np.stack([np.asarray(logits, np.float64)[rows[study]].mean(axis=0) for study in studies])
+    cases = _cases(samples)
+    first = [samples[rows[0]] for rows in cases]
+    means = np.stack([np.asarray(logits, np.float64)[rows].mean(axis=0) for rows in cases])
     return Predictions(
-        studies=tuple(study for study, _ in studies),
+        studies=tuple(sample.study_uid for sample in first),
         patients=tuple(sample.pid for sample in first),
         truth=np.array([sample.target for sample in first], np.int64),
         probabilities=softmax(means),
         urgent=urgent,
     )
+
+
+def groups_of(samples: Sequence[Sample]) -> dict[str, tuple[str, ...]]:
+    """Name the groups of each case, in the order of `by_study`: age band, sex, manufacturer, as its first image states them."""
+    first = [samples[rows[0]] for rows in _cases(samples)]
+    return {
+        "age band": tuple(_age_band(sample.age_years) for sample in first),
+        "sex": tuple(sample.sex or UNKNOWN for sample in first),
+        "manufacturer": tuple(" ".join(sample.manufacturer.upper().split()) or UNKNOWN for sample in first),
+    }
+
+
+def _cases(samples: Sequence[Sample]) -> list[list[int]]:
+    """Give the rows of each study and label, sorted by these."""
+    rows: dict[tuple[str, int], list[int]] = {}
+    for row, sample in enumerate(samples):
+        rows.setdefault((sample.study_uid, sample.target), []).append(row)
+    return [rows[case] for case in sorted(rows)]
+
+
+def _age_band(years: int | None) -> str:
+    return UNKNOWN if years is None else AGE_BANDS[bisect([5, 10, 15, 18], years)]
 
 
 def wilson(hits: float, n: int, alpha: float = 0.05) -> tuple[float, float]:
@@ -188,6 +212,65 @@ def difference(
         hidden = 1 - wilson(cases, cases, alpha)[0]
         low, high, method = value - hidden, value + hidden, NO_SPREAD
     return Metric(of, value, low, high, len(set(candidate.patients)), method)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The figures of some patients who have something in common."""
+
+    kind: str
+    """What they have in common: age band, sex, manufacturer."""
+    value: str
+    """Which one, for example 5-9."""
+    patients: tuple[int, ...]
+    """By class."""
+    figures: Mapping[str, Metric]
+    """accuracy, auc, recall_urgent, each where it has cases; empty where the patients are too few for any."""
+
+
+def by_group(
+    predictions: Predictions,
+    groups: Mapping[str, Sequence[str]],
+    of: str,
+    *,
+    seed: int,
+    draws: int = 2000,
+    alpha: float = 0.05,
+) -> list[Group]:
+    """Give accuracy, AUC and recall of the urgent class for each value of each kind of group.
+
+    `groups` names, for each kind, the value of each study, as `groups_of` does. A group of fewer than 5 patients is listed
+    without figures: they would say more of single patients than of the model.
+    """
+    found = []
+    for kind, values in groups.items():
+        for value in sorted(set(values), key=_group_order):
+            here = _only(predictions, [row for row, one in enumerate(values) if one == value])
+            figures: Mapping[str, Metric] = {}
+            if len(set(here.patients)) >= FEW:
+                every = metrics(here, f"{of}, {kind} {value}", seed=seed, draws=draws, alpha=alpha)
+                figures = {name: every[name] for name in ("accuracy", "auc", "recall_urgent") if name in every}
+            found.append(Group(kind, value, _patients_by_class(here), figures))
+    return found
+
+
+def _group_order(value: str) -> tuple[bool, int, str]:
+    return value == UNKNOWN, AGE_BANDS.index(value) if value in AGE_BANDS else 0, value
+
+
+def _only(predictions: Predictions, rows: Sequence[int]) -> Predictions:
+    return replace(
+        predictions,
+        studies=tuple(predictions.studies[row] for row in rows),
+        patients=tuple(predictions.patients[row] for row in rows),
+        truth=predictions.truth[rows],
+        probabilities=predictions.probabilities[rows],
+    )
+
+
+def _patients_by_class(predictions: Predictions) -> tuple[int, ...]:
+    cases = set(zip(predictions.patients, predictions.truth.tolist(), strict=True))
+    return tuple(sum(truth == index for _, truth in cases) for index in range(predictions.probabilities.shape[1]))
 
 
 def resample(predictions: Predictions, *, seed: int, draws: int) -> Floats:

@@ -126,6 +126,51 @@ def test_images_of_a_study_that_show_different_things_are_not_one_case() -> None
     assert combined.studies == ("2.25.9", "2.25.9")
 
 
+def person(n: int, *, age: int | None = 9, sex: str = "F", manufacturer: str = "") -> Sample:
+    return Sample(f"2.25.{n}", f"2.25.{n}", f"P{n}", n % 2, age, sex, "", 0, 0, manufacturer)
+
+
+def test_groups_stand_beside_the_studies_they_are_of() -> None:
+    ages = (0, 4, 5, 9, 10, 14, 15, 17, 18, None)
+    samples = [person(20 - n, age=age) for n, age in enumerate(ages)]  # by study they are the other way round
+    samples.append(replace(samples[0], sop_uid="2.25.99"))  # a second image of a study is no second case
+    named = evaluate.groups_of(samples)
+    said = evaluate.by_study(samples, np.zeros((len(samples), 2)), (0,))
+    band_of = dict(zip(said.studies, named["age band"], strict=True))
+    bands = ("0-4", "0-4", "5-9", "5-9", "10-14", "10-14", "15-17", "15-17", "18 and older", "unknown")
+    assert band_of == {f"2.25.{20 - n}": band for n, band in enumerate(bands)}
+    one_maker = evaluate.groups_of([person(1, manufacturer="Acme  Imaging "), person(2, manufacturer="ACME IMAGING", sex="")])
+    assert one_maker["manufacturer"] == ("ACME IMAGING", "ACME IMAGING")
+    assert one_maker["sex"] == ("F", "unknown")
+
+
+def test_each_group_has_its_own_figures_and_a_small_one_none() -> None:
+    said = predictions(80, skill=1)
+    young = [row < 36 for row in range(80)]
+    bands = ["5-9" if one else "10-14" for one in young]
+    bands[-3:] = ["unknown"] * 3
+    sexes = ["M" if truth else "F" for truth in said.truth]
+    found = {(one.kind, one.value): one for one in evaluate.by_group(said, {"age band": bands, "sex": sexes}, "test", seed=1)}
+    assert list(found)[:3] == [("age band", "5-9"), ("age band", "10-14"), ("age band", "unknown")]
+    group = found["age band", "5-9"]
+    right = (said.probabilities.argmax(axis=1) == said.truth)[:36]
+    assert group.patients == (18, 18)
+    assert group.figures["accuracy"].value == pytest.approx(right.mean())
+    assert group.figures["auc"].value == pytest.approx(roc_auc_score(said.truth[:36] == 0, said.score[:36]))
+    assert group.figures["recall_urgent"].n == 18
+    assert all(metric.low < metric.high and "5-9" in metric.name for metric in group.figures.values())
+    assert found["age band", "unknown"].patients == (1, 2)
+    assert found["age band", "unknown"].figures == {}
+    assert found["sex", "F"].figures.keys() == {"accuracy", "recall_urgent"}  # all of them urgent: no AUC
+    assert found["sex", "M"].figures.keys() == {"accuracy"}
+
+
+def test_a_group_is_as_large_as_its_patients_and_not_its_studies() -> None:
+    few = predictions(40, skill=1, per_patient=10)  # 40 studies of 4 patients
+    (group,) = evaluate.by_group(few, {"sex": ["F"] * 40}, "test", seed=1)
+    assert (group.patients, group.figures) == ((2, 2), {})
+
+
 def test_trivial_baselines_find_what_needs_no_picture() -> None:
     generator = np.random.default_rng(0)
     samples = [
