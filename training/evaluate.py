@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.card import Metric
-from training.corpus import Sample
+from training.corpus import Fold, Sample
 
 Floats = NDArray[np.float64]
 BINS = 10
@@ -212,6 +212,44 @@ def difference(
         hidden = 1 - wilson(cases, cases, alpha)[0]
         low, high, method = value - hidden, value + hidden, NO_SPREAD
     return Metric(of, value, low, high, len(set(candidate.patients)), method)
+
+
+@dataclass(frozen=True, slots=True)
+class CrossValidated:
+    """What a recipe showed out of fold, and on what ground."""
+
+    predictions: Predictions
+    classes: tuple[str, ...]
+    """Names, in the order of the probabilities."""
+    folds: tuple[Fold, ...]
+    seed: int
+    """Of the recipe."""
+    labels: str
+    """Digest of the images and what each was labelled (`Corpus.label_digest`)."""
+
+
+def out_of_fold_difference(
+    candidate: CrossValidated, other: CrossValidated, of: str, *, seed: int, draws: int = 2000, alpha: float = 0.05
+) -> tuple[Metric | None, str]:
+    """Give candidate minus other in AUC out of fold; or None and why, unless both learned and were tested on the same ground.
+
+    It compares two recipes and not two models: no network of a fold is the one on the shelf.
+    """
+    if why := _other_ground(candidate, other):
+        return None, why
+    found = difference(candidate.predictions, other.predictions, of, seed=seed, draws=draws, alpha=alpha)
+    return found, "" if found else "one side has no case"
+
+
+def _other_ground(candidate: CrossValidated, other: CrossValidated) -> str:
+    """Say in what two cross-validations differ that must not, empty when they can be compared."""
+    if candidate.classes != other.classes:
+        return "the classes are not the same"
+    if candidate.folds != other.folds:
+        return "the patients or their folds are not the same"
+    if candidate.labels != other.labels or candidate.predictions.studies != other.predictions.studies:
+        return "the images or their labels are not the same"
+    return "" if candidate.seed == other.seed else "the seeds are not the same"
 
 
 @dataclass(frozen=True, slots=True)
