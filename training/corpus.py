@@ -58,6 +58,8 @@ class Sample:
     """SHA-256 of the decoded picture."""
     mean: float
     spread: float
+    manufacturer: str = ""
+    """Of the equipment, as the header states it; empty when it does not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,27 +1,32 @@
 """How good predictions are, with a number of cases and an interval beside every figure.
 
-In: predictions by study with the patient and the truth. Out: figures, curves, the paired difference of two models. Pure: no
-disk, no clock; the resampling takes its seed. Patients, never images or studies, are resampled, because two films of one child
-are not two children.
+In: predictions by study with the patient and the truth. Out: figures, also by group of patients, curves, the paired difference of
+two models. Pure: no disk, no clock; the resampling takes its seed. Patients, never images or studies, are resampled, because two
+films of one child are not two children.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
+from bisect import bisect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.card import Metric
-from training.corpus import Sample
+from training.corpus import Fold, Sample
 
 Floats = NDArray[np.float64]
 BINS = 10
 RESAMPLED = "bootstrap by patient"
 NO_SPREAD = "Wilson over the patients of the smaller class: nothing varied when resampled"
+UNKNOWN = "unknown"
+AGE_BANDS = ("0-4", "5-9", "10-14", "15-17", "18 and older")
+FEW = 5
+"""Patients below which a group gets no figures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +71,38 @@ def by_study(samples: Sequence[Sample], logits: NDArray[np.floating], urgent: tu
 
     Images of one study that are labelled differently, each on its own, are cases of their own: they share no truth.
     """
-    rows: dict[tuple[str, int], list[int]] = {}
-    for row, sample in enumerate(samples):
-        rows.setdefault((sample.study_uid, sample.target), []).append(row)
-    studies = tuple(sorted(rows))
-    first = [samples[rows[study][0]] for study in studies]
-    means = np.stack([np.asarray(logits, np.float64)[rows[study]].mean(axis=0) for study in studies])
+    cases = _cases(samples)
+    first = [samples[rows[0]] for rows in cases]
+    means = np.stack([np.asarray(logits, np.float64)[rows].mean(axis=0) for rows in cases])
     return Predictions(
-        studies=tuple(study for study, _ in studies),
+        studies=tuple(sample.study_uid for sample in first),
         patients=tuple(sample.pid for sample in first),
         truth=np.array([sample.target for sample in first], np.int64),
         probabilities=softmax(means),
         urgent=urgent,
     )
+
+
+def groups_of(samples: Sequence[Sample]) -> dict[str, tuple[str, ...]]:
+    """Name the groups of each case, in the order of `by_study`: age band, sex, manufacturer, as its first image states them."""
+    first = [samples[rows[0]] for rows in _cases(samples)]
+    return {
+        "age band": tuple(_age_band(sample.age_years) for sample in first),
+        "sex": tuple(sample.sex or UNKNOWN for sample in first),
+        "manufacturer": tuple(" ".join(sample.manufacturer.upper().split()) or UNKNOWN for sample in first),
+    }
+
+
+def _cases(samples: Sequence[Sample]) -> list[list[int]]:
+    """Give the rows of each study and label, sorted by these."""
+    rows: dict[tuple[str, int], list[int]] = {}
+    for row, sample in enumerate(samples):
+        rows.setdefault((sample.study_uid, sample.target), []).append(row)
+    return [rows[case] for case in sorted(rows)]
+
+
+def _age_band(years: int | None) -> str:
+    return UNKNOWN if years is None else AGE_BANDS[bisect([5, 10, 15, 18], years)]
 
 
 def wilson(hits: float, n: int, alpha: float = 0.05) -> tuple[float, float]:
@@ -116,8 +140,11 @@ def metrics(predictions: Predictions, of: str, *, seed: int, draws: int = 2000, 
         low, high = wilson(count / cases * people, people, alpha)  # two studies of one child are not two children
         return Metric(f"{name}, {of}", count / cases, low, high, people, f"Wilson over the patients, {cases} studies")
 
-    def resampled(name: str, measure: Callable[[Floats], Floats]) -> Metric:
+    def resampled(name: str, measure: Callable[[Floats], Floats], *, is_share: bool = False) -> Metric:
         value, drawn = float(measure(once)[0]), measure(weights)
+        if is_share:
+            low, high, method = _interval(value, drawn, predictions, alpha)
+            return Metric(f"{name}, {of}", value, low, high, len(set(predictions.patients)), method)
         low, high = (float(edge) for edge in np.quantile(drawn, [alpha / 2, 1 - alpha / 2]))
         low, high = min(low, value), max(high, value)  # resampling moves a calibration error upwards, beyond its own value
         return Metric(f"{name}, {of}", value, low, high, len(set(predictions.patients)), f"{RESAMPLED}, {len(truth)} studies")
@@ -126,9 +153,14 @@ def metrics(predictions: Predictions, of: str, *, seed: int, draws: int = 2000, 
     found = {
         "auc": auc_with_interval(predictions, of, seed=seed, draws=draws, alpha=alpha),
         "accuracy": share("accuracy", said == truth, everywhere),
-        "balanced_accuracy": resampled("balanced accuracy", lambda drawn: _balanced(truth, said, drawn)),
+        "balanced_accuracy": resampled("balanced accuracy", lambda drawn: _balanced(truth, said, drawn), is_share=True),
         "recall_urgent": share("recall of the urgent class", called, positive),
         "precision_urgent": share("precision of the urgent class", positive, called),
+        "f2_urgent": (
+            resampled("F2 of the urgent class", lambda drawn: _f_beta(positive, called, drawn, beta=2), is_share=True)
+            if positive.any()
+            else None
+        ),
         "brier": resampled("Brier score", lambda drawn: _brier(predictions, drawn)),
         "ece": resampled("expected calibration error", lambda drawn: _ece(predictions, drawn)),
     }
@@ -144,13 +176,18 @@ def auc_with_interval(predictions: Predictions, of: str, *, seed: int, draws: in
         return None
     value = auc(predictions.positive, predictions.score)
     drawn = _weighted_auc(predictions, resample(predictions, seed=seed, draws=draws))
+    low, high, method = _interval(value, drawn, predictions, alpha)
+    return Metric(f"AUC, {of}", value, low, high, len(set(predictions.patients)), method)
+
+
+def _interval(value: float, drawn: Floats, predictions: Predictions, alpha: float) -> tuple[float, float, str]:
+    """Give the interval of a value between 0 and 1 and how it was made; Wilson's where nothing varied when resampled."""
     low, high = (float(edge) for edge in np.quantile(drawn, [alpha / 2, 1 - alpha / 2]))
     method = f"{RESAMPLED}, {len(predictions.truth)} studies"
     if low == high:
         cases = predictions.smaller_class()
-        low, high = wilson(round(value * cases), cases, alpha)
-        method = NO_SPREAD
-    return Metric(f"AUC, {of}", value, low, high, len(set(predictions.patients)), method)
+        (low, high), method = wilson(round(value * cases), cases, alpha), NO_SPREAD
+    return min(low, value), max(high, value), method
 
 
 def difference(
@@ -175,6 +212,103 @@ def difference(
         hidden = 1 - wilson(cases, cases, alpha)[0]
         low, high, method = value - hidden, value + hidden, NO_SPREAD
     return Metric(of, value, low, high, len(set(candidate.patients)), method)
+
+
+@dataclass(frozen=True, slots=True)
+class CrossValidated:
+    """What a recipe showed out of fold, and on what ground."""
+
+    predictions: Predictions
+    classes: tuple[str, ...]
+    """Names, in the order of the probabilities."""
+    folds: tuple[Fold, ...]
+    seed: int
+    """Of the recipe."""
+    labels: str
+    """Digest of the images and what each was labelled (`Corpus.label_digest`)."""
+
+
+def out_of_fold_difference(
+    candidate: CrossValidated, other: CrossValidated, of: str, *, seed: int, draws: int = 2000, alpha: float = 0.05
+) -> tuple[Metric | None, str]:
+    """Give candidate minus other in AUC out of fold; or None and why, unless both learned and were tested on the same ground.
+
+    It compares two recipes and not two models: no network of a fold is the one on the shelf.
+    """
+    if why := _other_ground(candidate, other):
+        return None, why
+    found = difference(candidate.predictions, other.predictions, of, seed=seed, draws=draws, alpha=alpha)
+    return found, "" if found else "one side has no case"
+
+
+def _other_ground(candidate: CrossValidated, other: CrossValidated) -> str:
+    """Say in what two cross-validations differ that must not, empty when they can be compared."""
+    if candidate.classes != other.classes:
+        return "the classes are not the same"
+    if candidate.folds != other.folds:
+        return "the patients or their folds are not the same"
+    if candidate.labels != other.labels or candidate.predictions.studies != other.predictions.studies:
+        return "the images or their labels are not the same"
+    return "" if candidate.seed == other.seed else "the seeds are not the same"
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The figures of some patients who have something in common."""
+
+    kind: str
+    """What they have in common: age band, sex, manufacturer."""
+    value: str
+    """Which one, for example 5-9."""
+    patients: tuple[int, ...]
+    """By class."""
+    figures: Mapping[str, Metric]
+    """accuracy, auc, recall_urgent, each where it has cases; empty where the patients are too few for any."""
+
+
+def by_group(
+    predictions: Predictions,
+    groups: Mapping[str, Sequence[str]],
+    of: str,
+    *,
+    seed: int,
+    draws: int = 2000,
+    alpha: float = 0.05,
+) -> list[Group]:
+    """Give accuracy, AUC and recall of the urgent class for each value of each kind of group.
+
+    `groups` names, for each kind, the value of each study, as `groups_of` does. A group of fewer than 5 patients is listed
+    without figures: they would say more of single patients than of the model.
+    """
+    found = []
+    for kind, values in groups.items():
+        for value in sorted(set(values), key=_group_order):
+            here = _only(predictions, [row for row, one in enumerate(values) if one == value])
+            figures: Mapping[str, Metric] = {}
+            if len(set(here.patients)) >= FEW:
+                every = metrics(here, f"{of}, {kind} {value}", seed=seed, draws=draws, alpha=alpha)
+                figures = {name: every[name] for name in ("accuracy", "auc", "recall_urgent") if name in every}
+            found.append(Group(kind, value, _patients_by_class(here), figures))
+    return found
+
+
+def _group_order(value: str) -> tuple[bool, int, str]:
+    return value == UNKNOWN, AGE_BANDS.index(value) if value in AGE_BANDS else 0, value
+
+
+def _only(predictions: Predictions, rows: Sequence[int]) -> Predictions:
+    return replace(
+        predictions,
+        studies=tuple(predictions.studies[row] for row in rows),
+        patients=tuple(predictions.patients[row] for row in rows),
+        truth=predictions.truth[rows],
+        probabilities=predictions.probabilities[rows],
+    )
+
+
+def _patients_by_class(predictions: Predictions) -> tuple[int, ...]:
+    cases = set(zip(predictions.patients, predictions.truth.tolist(), strict=True))
+    return tuple(sum(truth == index for _, truth in cases) for index in range(predictions.probabilities.shape[1]))
 
 
 def resample(predictions: Predictions, *, seed: int, draws: int) -> Floats:
@@ -243,6 +377,14 @@ def _balanced(truth: NDArray[np.int64], said: NDArray[np.int64], weights: Floats
         hits = weights[:, among & (said == one)].sum(axis=1)
         recalls.append(np.where(total > 0, hits / np.maximum(total, 1e-12), np.nan))
     return np.asarray(np.nanmean(np.stack(recalls), axis=0))
+
+
+def _f_beta(positive: NDArray[np.bool_], called: NDArray[np.bool_], weights: Floats, *, beta: float) -> Floats:
+    """Give F-beta for each row of weights: recall counts beta times as much as precision (van Rijsbergen, 1979)."""
+    hits, missed, alarms = (
+        weights[:, among].sum(axis=1) for among in (positive & called, positive & ~called, ~positive & called)
+    )
+    return np.asarray((1 + beta**2) * hits / ((1 + beta**2) * hits + beta**2 * missed + alarms))
 
 
 def _brier(predictions: Predictions, weights: Floats) -> Floats:

@@ -1,14 +1,15 @@
 """The gate: may this candidate go into service?
 
-In: what candidate, model in service and trivial baselines showed on the locked patients, and the rules the recipe fixed before
-the run. Out: one of three decisions and the words for it. Pure: it moves nothing; `cycle` moves the alias on `promote` alone.
+In: what candidate, model in service and trivial baselines showed on the locked patients, what the recipes showed out of fold, and
+the rules the recipe fixed before the run. Out: one of three decisions and the words for it. Pure: it moves nothing; `cycle` moves
+the alias on `promote` alone.
 A worse model must never get in, and what the data cannot show must be said and not decided (docs/design.md, promise 11).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from models.card import Metric
@@ -28,7 +29,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What the locked patients showed."""
+    """What the locked patients showed, and what the folds did."""
 
     smaller_class: int
     """Locked patients in the smaller class."""
@@ -42,6 +43,10 @@ class Evidence:
     """Why the model in service cannot be compared, empty when it can."""
     against_baselines: Mapping[str, Metric]
     """Candidate minus each trivial baseline."""
+    out_of_fold: Metric | None = None
+    """The recipe minus that of the model in service, out of fold on the same folds; None when that cannot be said."""
+    out_of_fold_why: str = ""
+    """Why it cannot be said, empty when it can or was not asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +58,29 @@ class Decision:
 
 
 def decide(evidence: Evidence, rules: Gate) -> Decision:
-    """Judge one candidate."""
+    """Judge one candidate.
+
+    Only locked patients decide. What the folds showed is told to the person who has to, where they cannot.
+    """
+    decision = _by_locked_patients(evidence, rules)
+    told_besides = _by_folds(evidence) if decision.verdict is Verdict.INSUFFICIENT else ""
+    return replace(decision, words=f"{decision.words} {told_besides}") if told_besides else decision
+
+
+def _by_folds(evidence: Evidence) -> str:
+    """Say how the recipe did beside that of the model in service, empty when nobody asked."""
+    if evidence.out_of_fold is not None:
+        return (
+            f"Out of fold, on the same folds and seed, AUC of this recipe minus that of the model in service "
+            f"({evidence.champion}): {told(evidence.out_of_fold)}; this compares recipes, and promotes nothing by itself."
+        )
+    if evidence.out_of_fold_why:
+        return f"The recipes cannot be compared out of fold: {evidence.out_of_fold_why}."
+    return ""
+
+
+def _by_locked_patients(evidence: Evidence, rules: Gate) -> Decision:
+    """Judge by the rules."""
     if evidence.auc is None:
         words = "The locked patients do not hold both an urgent and another class: nothing can be compared."
         return Decision(Verdict.INSUFFICIENT, words)

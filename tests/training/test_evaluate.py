@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from sklearn.metrics import balanced_accuracy_score, brier_score_loss, roc_auc_score, roc_curve
+from sklearn.metrics import balanced_accuracy_score, brier_score_loss, fbeta_score, roc_auc_score, roc_curve
 
 from models.card import Metric
 from training import evaluate, promote
@@ -35,6 +37,8 @@ def test_figures_are_those_of_scikit_learn() -> None:
     assert found["brier"].value == pytest.approx(brier_score_loss(positive, said.score))
     expected = balanced_accuracy_score(said.truth, said.probabilities.argmax(axis=1))
     assert found["balanced_accuracy"].value == pytest.approx(expected)
+    called = said.probabilities.argmax(axis=1) == 0
+    assert found["f2_urgent"].value == pytest.approx(fbeta_score(positive, called, beta=2))
     expected_curve = roc_curve(positive, said.score, drop_intermediate=False)[:2]
     for ours, theirs in zip(evaluate.roc(said.positive, said.score), expected_curve, strict=True):
         assert ours == pytest.approx(theirs)
@@ -80,6 +84,18 @@ def test_a_perfect_separation_of_few_patients_is_not_certain() -> None:
     assert found.low < 0.7
 
 
+def test_a_score_without_spread_is_not_certain_either() -> None:
+    found = evaluate.metrics(predictions(12, skill=50), "test", seed=1, draws=100)
+    for name in ("f2_urgent", "balanced_accuracy"):
+        assert found[name].value == found[name].high == 1
+        assert found[name].low < 0.7
+
+
+def test_f2_is_left_out_where_nobody_is_urgent() -> None:
+    nobody = replace(predictions(20, skill=0.5), truth=np.ones(20, np.int64))
+    assert "f2_urgent" not in evaluate.metrics(nobody, "test", seed=1, draws=50)
+
+
 def test_a_model_does_not_differ_from_itself_and_paired_is_narrower() -> None:
     one, other = predictions(100, skill=1, seed=1), predictions(100, skill=0.2, seed=2)
     same = evaluate.difference(one, one, "same", seed=3)
@@ -108,6 +124,51 @@ def test_images_of_a_study_that_show_different_things_are_not_one_case() -> None
     assert combined.truth.tolist() == [0, 1]
     assert combined.probabilities.argmax(axis=1).tolist() == [0, 1]
     assert combined.studies == ("2.25.9", "2.25.9")
+
+
+def person(n: int, *, age: int | None = 9, sex: str = "F", manufacturer: str = "") -> Sample:
+    return Sample(f"2.25.{n}", f"2.25.{n}", f"P{n}", n % 2, age, sex, "", 0, 0, manufacturer)
+
+
+def test_groups_stand_beside_the_studies_they_are_of() -> None:
+    ages = (0, 4, 5, 9, 10, 14, 15, 17, 18, None)
+    samples = [person(20 - n, age=age) for n, age in enumerate(ages)]  # by study they are the other way round
+    samples.append(replace(samples[0], sop_uid="2.25.99"))  # a second image of a study is no second case
+    named = evaluate.groups_of(samples)
+    said = evaluate.by_study(samples, np.zeros((len(samples), 2)), (0,))
+    band_of = dict(zip(said.studies, named["age band"], strict=True))
+    bands = ("0-4", "0-4", "5-9", "5-9", "10-14", "10-14", "15-17", "15-17", "18 and older", "unknown")
+    assert band_of == {f"2.25.{20 - n}": band for n, band in enumerate(bands)}
+    one_maker = evaluate.groups_of([person(1, manufacturer="Acme  Imaging "), person(2, manufacturer="ACME IMAGING", sex="")])
+    assert one_maker["manufacturer"] == ("ACME IMAGING", "ACME IMAGING")
+    assert one_maker["sex"] == ("F", "unknown")
+
+
+def test_each_group_has_its_own_figures_and_a_small_one_none() -> None:
+    said = predictions(80, skill=1)
+    young = [row < 36 for row in range(80)]
+    bands = ["5-9" if one else "10-14" for one in young]
+    bands[-3:] = ["unknown"] * 3
+    sexes = ["M" if truth else "F" for truth in said.truth]
+    found = {(one.kind, one.value): one for one in evaluate.by_group(said, {"age band": bands, "sex": sexes}, "test", seed=1)}
+    assert list(found)[:3] == [("age band", "5-9"), ("age band", "10-14"), ("age band", "unknown")]
+    group = found["age band", "5-9"]
+    right = (said.probabilities.argmax(axis=1) == said.truth)[:36]
+    assert group.patients == (18, 18)
+    assert group.figures["accuracy"].value == pytest.approx(right.mean())
+    assert group.figures["auc"].value == pytest.approx(roc_auc_score(said.truth[:36] == 0, said.score[:36]))
+    assert group.figures["recall_urgent"].n == 18
+    assert all(metric.low < metric.high and "5-9" in metric.name for metric in group.figures.values())
+    assert found["age band", "unknown"].patients == (1, 2)
+    assert found["age band", "unknown"].figures == {}
+    assert found["sex", "F"].figures.keys() == {"accuracy", "recall_urgent"}  # all of them urgent: no AUC
+    assert found["sex", "M"].figures.keys() == {"accuracy"}
+
+
+def test_a_group_is_as_large_as_its_patients_and_not_its_studies() -> None:
+    few = predictions(40, skill=1, per_patient=10)  # 40 studies of 4 patients
+    (group,) = evaluate.by_group(few, {"sex": ["F"] * 40}, "test", seed=1)
+    assert (group.patients, group.figures) == ((2, 2), {})
 
 
 def test_trivial_baselines_find_what_needs_no_picture() -> None:
