@@ -158,12 +158,13 @@ def nmi(one: Labels, other: Labels) -> float:
 
 
 def _unit(rows: Tensor) -> Tensor:
-    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=TINY)
+    length: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / length.clamp(min=TINY)
 
 
 def _index(dims: int) -> faiss.Index:
     """Give an exact index, on the first GPU where faiss was built for one."""
-    index = faiss.IndexFlatL2(dims)
+    index: faiss.Index = faiss.IndexFlatL2(dims)
     if getattr(faiss, "get_num_gpus", lambda: 0)() > 0:
         index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
     return index

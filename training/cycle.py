@@ -1,8 +1,8 @@
 """One training run: corpus -> pretraining -> folds -> fine-tuning -> final model -> export -> evaluation -> gate -> shelf.
 
 In: the site's settings, a recipe, orders. Out: a run folder, a new version on the shelf, and a written decision; the version goes
-into service only when the gate says `promote`. Every step leaves its result in the run folder and is skipped when it is there, so a
-killed run continues in its folder and ends as if it had never stopped. Below `<root>/runs/<id>/`::
+into service only when the gate says `promote`. Every step leaves its result in the run folder and is skipped when it is there, so
+a killed run continues in its folder and ends as if it had never stopped. Below `<root>/runs/<id>/`::
 
     run.json          what the run is bound to: recipe, orders, device, threads, versions; obeyed when it goes on
     corpus.json       the frozen lists of labelled images with their digest; folds.json: who is tested and validated where
@@ -52,7 +52,7 @@ from node.keep.catalogue import Catalogue
 from node.keep.records import TrainingImage
 from node.logs import event
 from node.settings import Settings
-from training import checkpoint, corpus, evaluate, export, finetune, pages, promote
+from training import checkpoint, corpus, evaluate, export, finetune, pages, plots, promote
 from training.corpus import Chosen, Corpus, CorpusChanged, Fold, Sample
 from training.engine import Engine
 from training.evaluate import Predictions
@@ -99,7 +99,8 @@ def run(
 ) -> Outcome:
     """Make one model by `recipe`, or continue the run `run_id`, or work on the run that `ticket` names.
 
-    `ranks` are the processes of the run; the others are in `upstream.assist`. `stop` is at each epoch and step whether the run is to stop.
+    `ranks` are the processes of the run; the others are in `upstream.assist`. `stop` is asked at each epoch and step whether the
+    run is to stop.
 
     Raises
     ------
@@ -279,8 +280,8 @@ class _Cycle:
     def cross_validate(self, frozen: Corpus, folds: Sequence[Fold], start: Pretrained | None) -> _Fitted:
         """Fit each fold, as often as the recipe repeats it with another seed.
 
-        Each fold is calibrated on its own validation patients; the final model, which has none, on all of them together. Whether it
-        is one network or the repeats' mean is decided by the loss on the validation patients: they are asked, not the tested ones.
+        Each fold is calibrated on its own validation patients; the final model, which has none, on all of them together. Whether
+        it is one network or the repeats' mean is decided by the loss on the validation patients, not on the tested ones.
         """
         recipe = self.desk.recipe
         self.desk.progress.stage("training", recipe.epochs * recipe.repeats * (len(folds) + 1))
@@ -684,21 +685,39 @@ class _Cycle:
         said = {name: _predictions(plain, self.desk.recipe.urgent) for name, plain in stored.items()}
         lines = [json.loads(line) for line in journal_lines(self.desk.path / "metrics.jsonl")]
         curves = [self._curve(name, predictions) for name, predictions in said.items() if predictions.smaller_class()]
-        plots = {"loss": pages.loss_plot(lines), "roc": pages.roc_plot(curves)}
         seen = said[OUT_OF_FOLD]
         cases = f"{OUT_OF_FOLD}, {len(seen.studies)} studies"
-        plots["confusion"] = pages.confusion_plot(evaluate.confusion(seen), names, f"Confusion, {cases}")
-        plots["calibration"] = pages.calibration_plot(evaluate.reliability(seen), f"Calibration, {cases}")
-        for name, png in plots.items():
-            self.desk.write(f"{name}.png", png)
+        charts = {
+            "loss": pages.Figure("A thin line is a fold, a dot the epoch it was kept at.", plots.loss_plot(lines)),
+            "confusion": pages.Figure(
+                "Rows are the truth; a share is of its row.",
+                plots.confusion_plot(evaluate.confusion(seen), names, f"Confusion, {cases}"),
+            ),
+            "roc": pages.Figure("The band is what resampled patients give.", plots.roc_plot(curves)),
+            "calibration": pages.Figure(
+                "A dot is a tenth of the scores; above it, its studies.",
+                plots.calibration_plot(evaluate.reliability(seen), f"Calibration, {cases}"),
+            ),
+        }
+        if auc := _metric(figures[OUT_OF_FOLD].get("auc")):
+            others = [Metric(**plain) for plain in figures[f"{OUT_OF_FOLD}, trivial baselines"].values()]
+            charts["baselines"] = pages.Figure(
+                "What needs no picture reaches as much as its whiskers.",
+                plots.comparison_plot(auc, others, "AUC out of fold against trivial baselines"),
+            )
+        tables = {heading: [Metric(**plain) for plain in table] for heading, table in _tables(figures).items() if table}
+        shown = [charts[name] for name in ("baselines", "confusion", "roc", "calibration") if name in charts]
         page = pages.Page(
             title=f"Training run {self.desk.path.name}",
             decision=decision["decision"],
-            words=decision["words"] + (f" A person may decide: {decision['by_hand']}" if decision["by_hand"] else ""),
+            words=decision["words"] + (f" A person may decide: `{decision['by_hand']}`" if decision["by_hand"] else ""),
+            headlines=[pages.Headline.of(auc) for of in (LOCKED, OUT_OF_FOLD) if (auc := _metric(figures[of].get("auc")))],
+            sections=[
+                pages.Section("How good it is", "figures", tables=tables, figures=shown),
+                pages.Section("Fine-tuning", "finetuning", figures=[charts["loss"]]),
+            ],
             facts=self._facts(frozen, decision),
-            tables={heading: [Metric(**plain) for plain in table] for heading, table in _tables(figures).items() if table},
             left_out=frozen.left_out,
-            plots={name.capitalize() if name != "roc" else "ROC": png for name, png in plots.items()},
             limits=self.desk.recipe.limits,
         )
         self.desk.write("report.html", pages.render(page).encode())
@@ -719,7 +738,7 @@ class _Cycle:
             "machine": f"{self.desk.bound['device']}, {self.desk.bound['threads']} threads, torch {self.desk.bound['torch']}",
         }
 
-    def _curve(self, name: str, predictions: Predictions) -> pages.Curve:
+    def _curve(self, name: str, predictions: Predictions) -> plots.Curve:
         """Give the ROC curve with the band of 200 resamplings."""
         false, true = evaluate.roc(predictions.positive, predictions.score)
         grid = np.linspace(0, 1, 51)
@@ -729,7 +748,7 @@ class _Cycle:
             drawn.append(np.interp(grid, x, y))
         alpha = self.desk.recipe.gate.alpha
         low, high = np.quantile(drawn, [alpha / 2, 1 - alpha / 2], axis=0)
-        return pages.Curve(f"{name} ({len(predictions.studies)} studies)", false, true, grid, low, high)
+        return plots.Curve(f"{name} ({len(predictions.studies)} studies)", false, true, grid, low, high)
 
     def ended(self) -> Outcome | None:
         """Give what a finished run came to, None when there is something left to do."""
@@ -751,8 +770,8 @@ class _Cycle:
 def _one_or_all(found: Sequence[Sequence[dict[str, Any]]], truth: Sequence[NDArray[np.int64]]) -> dict[str, Any]:
     """Decide whether the final model is one network or the mean of the repeats, by the loss on the folds' validation images.
 
-    The mean costs as many networks in service: it is taken only when it lowers the loss by more than one standard error (Breiman et
-    al., Classification and Regression Trees, 1984).
+    The mean costs as many networks in service: it is taken only when it lowers the loss by more than one standard error (Breiman
+    et al., Classification and Regression Trees, 1984).
     """
     repeats = len(found[0])
     if repeats == 1:
@@ -771,8 +790,8 @@ def _one_or_all(found: Sequence[Sequence[dict[str, Any]]], truth: Sequence[NDArr
     members = repeats if gain.mean() > error else 1
     told = "the mean of {} networks" if members > 1 else "one network and not the mean of {}"
     words = (
-        f"Final model: {told.format(repeats)}: the mean lowers the loss on {len(gain)} validation images by {gain.mean():.4f}, one "
-        f"standard error is {error:.4f}."
+        f"Final model: {told.format(repeats)}: the mean lowers the loss on {len(gain)} validation images by {gain.mean():.4f}, "
+        f"one standard error is {error:.4f}."
     )
     return {"members": members, "words": words, "gain": float(gain.mean()), "standard_error": error}
 

@@ -90,7 +90,7 @@ class Orders:
     extends: str = ""
     """The run whose pretraining goes on in this one."""
     start_from: str = ""
-    """Fine-tune from this run's pretraining, whatever its probes said: for studies. Such a version is promoted by a person or not."""
+    """Fine-tune from this run's pretraining, whatever its probes said: for studies. A person promotes the version, or nobody."""
     epochs: int = 0
     """Of the pretraining; 0: as the recipe says."""
     other_processes: bool = False

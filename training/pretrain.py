@@ -167,7 +167,7 @@ def classify(
     part: Part,
     state: State | None = None,
 ) -> State:
-    """Train the classifier of the cluster numbers `labels` (N,) on the positions `train`; its best epoch is kept by `validation`."""
+    """Train the classifier of the cluster numbers `labels` (N,) on the positions `train`; `validation` says which epoch is best."""
     with _seeded(part, "classifier"):
         method = _Supervised(build, gallery, labels, train, validation, how, part)
     return _train(method, how.epochs, part, state)
@@ -375,7 +375,7 @@ def _all_threads(part: Part) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-# --- the methods ------------------------------------------------------------------------------------------------------------------
+# --- the methods ---------------------------------------------------------------------------------------------------------------
 
 
 class _Clustering:

@@ -241,9 +241,9 @@ def ewing() -> Recipe:
     """Ewing sarcoma against acute osteomyelitis: the study's pipeline with the study's hyper-parameters.
 
     DeepCluster with 1000 clusters on everything in the archive; a ResNet-50 that starts from ImageNet learns the cluster numbers
-    (80/10/10, batch 512, learning rate 0.05, 500 epochs); fine-tuning on the labelled images (80/10/10 by patient, batch 4, learning
-    rate 1e-4, 100 epochs). What the study does not state (optimiser of the fine-tuning, number of folds, epochs of DeepCluster,
-    image size) is ours: AdamW, ten folds, 100, 224 pixels.
+    (80/10/10, batch 512, learning rate 0.05, 500 epochs); fine-tuning on the labelled images (80/10/10 by patient, batch 4,
+    learning rate 1e-4, 100 epochs). What the study does not state (optimiser of the fine-tuning, number of folds, epochs of
+    DeepCluster, image size) is ours: AdamW, ten folds, 100, 224 pixels.
 
     Expected: with 42,608 images of the archive and 41 + 22 labelled patients a test accuracy near 0.88 (the study reports
     88.1 %, and 70.8 % for ImageNet weights alone), with an interval of ±0.1 or more; the study's 7.5 h on four A100 for

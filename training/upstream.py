@@ -1,7 +1,7 @@
 """WIRES what a run learns before it looks at a label: pool -> DeepCluster -> classifier of the clusters -> probes -> offer.
 
-In: the run's folder, archive and cache, the labelled images the probes may look at. Out: a backbone, offered for fine-tuning only
-when neither probe ends below the start weights; and, for a sweep, the same for several numbers of clusters. Below the run's folder::
+In: the run's folder, archive and cache, the labelled images the probes may look at. Out: a backbone, offered for fine-tuning
+only when neither probe ends below the start weights; and, for a sweep, the same for several numbers of clusters. In the run's folder::
 
     pretraining-corpus.json   the frozen list of pictures and patients; split.json: who is held out from the classifier
     engine.json               number format and layout, as tried on this machine
@@ -313,7 +313,13 @@ class Upstream:
     def _probed(self, uids: tuple[str, ...], place: str, how: Pretraining, labelled: Sequence[Sample]) -> dict[str, Any]:
         """Hold the backbone against its own start weights."""
         file = self.desk.path / place / "backbone.pt"
-        told: dict[str, Any] = {"sha256": _hash(file), "learned_as": self._learned_as(how), "network": f"{self.desk.recipe.network} {self.desk.recipe.size_px} px", "metrics": [], "offered": False}
+        told: dict[str, Any] = {
+            "sha256": _hash(file),
+            "learned_as": self._learned_as(how),
+            "network": f"{self.desk.recipe.network} {self.desk.recipe.size_px} px",
+            "metrics": [],
+            "offered": False,
+        }
         if not self._probable(labelled):
             return told | {"words": "Not offered: too few labelled patients outside the locked set to probe it."}
         self.desk.progress.stage("probing what was learned")
