@@ -6,7 +6,8 @@ The root is in `models/errors.py`; the class says what a caller may do::
     ├── PeerAway          a peer does not answer, or not in time
     ├── NoSpace           the disk is full (ENOSPC, EDQUOT)
     ├── StoreBusy         the catalogue or the vault did not take a write in time
-    └── Occupied          the device set has a training run
+    ├── Occupied          the device set has a training run
+    └── NoDecoder         a process for decoding images does not start
     Final
     ├── BadSettings       ae_config.toml is wrong: names file, key and line
     ├── BadKey            a key is missing, too short, world-readable, swapped or not the one that sealed this
@@ -52,6 +53,10 @@ class StoreBusy(Retriable):
 
 class Occupied(Retriable):
     """The device set has a training run already; `osteon train status` shows it."""
+
+
+class NoDecoder(Retriable):
+    """A process for decoding images does not start."""
 
 
 class BadSettings(Final):

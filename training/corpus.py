@@ -1,15 +1,19 @@
 """What a run learns from and is judged by: a frozen, digested list of images.
 
-In: the catalogue's images and labels, the cache. Out: the training list and the locked list, apart, and for every image that
-is in neither the reason. Locked patients must never be in the training list; nothing of a patient but pseudonym, age and sex
-is read here. Images that do not train (docs/design.md, promise 14): without a label, with labels that contradict each other, on
-or after the day of the patient's first treatment, blank, unreadable, the same picture twice, or outside what the node answers.
+In: the catalogue's images and labels, the cache. Out: the training list and the locked list, apart, or the pool that is learned
+from without labels; and for every image that is left out the reason. Locked patients must never be in the training list nor in
+the pool; nothing of a patient but pseudonym, age and sex is read here.
+
+Images that do not train (docs/design.md, promise 14): without a label, with labels that contradict each other, on or after the
+day of the patient's first treatment, blank, unreadable, the same picture twice, or outside what the node answers. The pool takes
+any readable radiograph, but blank ones and copies.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +26,9 @@ from models.errors import Final
 from node.keep.cache import NO_ROW, Cache
 from node.keep.records import Label, TrainingImage
 from training.recipe import Recipe, uniforms
+
+RADIOGRAPHS = ("CR", "DX")
+_OTHER_PICTURES = "the cache does not hold the pictures of the frozen list; delete the cache and start again"
 
 
 class NotEnough(Final):
@@ -74,12 +81,12 @@ class Corpus:
     @property
     def digest(self) -> str:
         """SHA-256 of the training list."""
-        return _digest([asdict(sample) for sample in self.training])
+        return _digest([_told(sample) for sample in self.training])
 
     @property
     def locked_digest(self) -> str:
         """SHA-256 of the locked list."""
-        return _digest([asdict(sample) for sample in self.locked])
+        return _digest([_told(sample) for sample in self.locked])
 
     @property
     def label_digest(self) -> str:
@@ -111,6 +118,71 @@ class Fold:
 
     validation: tuple[str, ...]
     test: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """One image to learn from without a label."""
+
+    sop_uid: str
+    pid: str
+    """Of the person: merged patients have one."""
+    digest: str
+    """SHA-256 of the decoded picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The frozen list of a pretraining, sorted by UID."""
+
+    images: tuple[Pooled, ...]
+    left_out: Mapping[str, int]
+    """Images by the reason they are not in the list."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the list."""
+        return _digest([asdict(image) for image in self.images])
+
+    @property
+    def patients(self) -> tuple[str, ...]:
+        """Pseudonyms in the list, sorted."""
+        return tuple(sorted({image.pid for image in self.images}))
+
+    def to_plain(self) -> dict[str, Any]:
+        """Give everything as plain values, with the digest beside it."""
+        return asdict(self) | {"digest": self.digest}
+
+    @classmethod
+    def from_plain(cls, raw: Mapping[str, Any]) -> Pool:
+        """Read back what `to_plain` gave; a list that was edited is refused."""
+        found = cls(tuple(Pooled(**image) for image in raw["images"]), raw["left_out"])
+        if found.digest != raw.get("digest"):
+            raise CorpusChanged("the frozen list of images of this pretraining was changed; start a new run")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Whose images train, whose stop the training, and whose tell how good it became; nobody is on two sides."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        everybody = [*self.train, *self.validation, *self.test]
+        if len(set(everybody)) != len(everybody):
+            raise CorpusChanged("a patient is on two sides of the frozen split; start a new run")
+
+    def to_plain(self) -> dict[str, Any]:
+        """Give the three sides as plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, raw: Mapping[str, Any]) -> Split:
+        """Read back what `to_plain` gave."""
+        return cls(tuple(raw["train"]), tuple(raw["validation"]), tuple(raw["test"]))
 
 
 def choose(images: Iterable[TrainingImage], labels: Iterable[Label], recipe: Recipe) -> tuple[list[Chosen], Counter[str]]:
@@ -157,6 +229,7 @@ def freeze(chosen: Iterable[Chosen], left_out: Mapping[str, int], cache: Cache, 
                 digest=row.digest,
                 mean=row.mean,
                 spread=row.spread,
+                manufacturer=row.manufacturer,
             )
             kept.append((one, sample))
     unique = _without_duplicates(kept, counted)
@@ -201,6 +274,80 @@ def make_folds(samples: Sequence[Sample], recipe: Recipe) -> list[Fold]:
     return [Fold(validation=whole[(index + 1) % recipe.folds], test=whole[index]) for index in range(recipe.folds)]
 
 
+def pool(images: Iterable[TrainingImage], cache: Cache, *, blank_below: float) -> Pool:
+    """Pick what can be learned from without labels: every readable radiograph, of any age and body part, but of locked patients.
+
+    Of one picture under several UIDs the first UID is kept; none, when a copy belongs to a locked patient. A locked patient's
+    picture is known by its stored bytes, and also by its decoded ones where the cache has them (for the evaluation).
+    """
+    images = sorted(images, key=lambda image: image.sop_uid)
+    locked = {image.pixel_digest for image in images if image.locked}
+    locked |= {row.digest for image in images if image.locked and (row := cache.get(image.sop_uid)) and row.row != NO_ROW}
+    kept: dict[str, Pooled] = {}
+    left_out = Counter[str]()
+    for image in images:
+        row = cache.get(image.sop_uid)
+        if image.locked:
+            left_out["locked patient"] += 1
+        elif image.modality not in RADIOGRAPHS:
+            left_out["other modality"] += 1
+        elif image.pixel_digest in locked:
+            left_out["the same picture as a locked patient's"] += 1
+        elif row is None:
+            left_out["not decoded"] += 1
+        elif row.row == NO_ROW:
+            left_out[f"corrupt: {_in_short(row.problem)}"] += 1
+        elif row.digest in locked:
+            left_out["the same picture as a locked patient's"] += 1
+        elif row.spread < blank_below:
+            left_out["blank or nearly so"] += 1
+        elif row.digest in kept:
+            left_out["the same picture again"] += 1
+        else:
+            kept[row.digest] = Pooled(image.sop_uid, image.person, row.digest)
+    return Pool(tuple(kept.values()), dict(sorted(left_out.items())))
+
+
+def split(patients: Iterable[str], seed: int, shares: tuple[float, float, float] = (0.8, 0.1, 0.1)) -> Split:
+    """Deal patients over training, validation and test by their shares; validation and test have one at least.
+
+    Raises
+    ------
+    NotEnough
+        One of the three would be empty.
+    """
+    pids = sorted(set(patients))
+    dealt = [pid for _, pid in sorted(zip(uniforms(seed, "split", 0, pids)[:, 0], pids, strict=True))]
+    validation, test = (max(1, round(share / sum(shares) * len(dealt))) for share in shares[1:])
+    train = len(dealt) - validation - test
+    if train < 1:
+        raise NotEnough(f"{len(dealt)} patients are too few for training, validation and test")
+    sides = dealt[:train], dealt[train : train + validation], dealt[train + validation :]
+    return Split(*(tuple(sorted(side)) for side in sides))
+
+
+def mapped(images: Sequence[Pooled | Sample], cache: Cache) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Map the decoded pictures and hold each against the frozen list, one after the other and never all in memory.
+
+    Returns
+    -------
+    tuple[NDArray[np.uint8], NDArray[np.int64]]
+        All pictures of the cache (rows, size, size), read-only; and which row each of `images` is, in their order. Only these
+        rows may be looked at: locked patients have theirs in the same file.
+
+    Raises
+    ------
+    CorpusChanged
+        A picture is gone or another one.
+    """
+    _require_known(images, cache)
+    whole, rows = cache.mapped([image.sop_uid for image in images])
+    for at in np.argsort(rows):  # as they lie on the disk
+        if hashlib.sha256(whole[rows[at]]).hexdigest() != images[at].digest:
+            raise CorpusChanged(_OTHER_PICTURES)
+    return whole, rows
+
+
 def pictures(samples: Sequence[Sample], cache: Cache) -> NDArray[np.uint8]:
     """Read the decoded pictures (n, size, size) and hold each against the frozen list.
 
@@ -209,13 +356,17 @@ def pictures(samples: Sequence[Sample], cache: Cache) -> NDArray[np.uint8]:
     CorpusChanged
         A picture is gone or another one.
     """
-    known = [cache.get(sample.sop_uid) for sample in samples]
-    if any(row is None or row.digest != sample.digest for row, sample in zip(known, samples, strict=True)):
-        raise CorpusChanged
+    _require_known(samples, cache)
     rows = cache.pixels([sample.sop_uid for sample in samples])
     if any(hashlib.sha256(row.tobytes()).hexdigest() != sample.digest for row, sample in zip(rows, samples, strict=True)):
-        raise CorpusChanged("the cache does not hold the pictures of the frozen list; delete the cache and start again")
+        raise CorpusChanged(_OTHER_PICTURES)
     return rows
+
+
+def _require_known(images: Sequence[Pooled | Sample], cache: Cache) -> None:
+    known = [cache.get(image.sop_uid) for image in images]
+    if any(row is None or row.digest != image.digest for row, image in zip(known, images, strict=True)):
+        raise CorpusChanged
 
 
 def _labels(labels: Iterable[Label], person_of: Mapping[str, str]) -> tuple[dict[str, set[str]], dict[str, dict[str, str]]]:
@@ -271,6 +422,19 @@ def _patients_by_class(samples: Sequence[Sample], recipe: Recipe) -> dict[str, i
         label.name: len({sample.pid for sample in samples if sample.target == index})
         for index, label in enumerate(recipe.classes)
     }
+
+
+def _told(sample: Sample) -> dict[str, Any]:
+    """Give the fields of a sample for its digest; lists that are older than `manufacturer` keep theirs."""
+    plain = asdict(sample)
+    if not plain["manufacturer"]:
+        del plain["manufacturer"]
+    return plain
+
+
+def _in_short(problem: str) -> str:
+    """Give the class of a reason: what stands before the particulars."""
+    return re.split(r"[;(]", problem)[0].strip()
 
 
 def _digest(value: object) -> str:

@@ -40,7 +40,7 @@ from node.keep.archive import Archive
 from node.keep.cache import Cache
 from node.logs import event
 from training import checkpoint, corpus, evaluate, pretrain, probe
-from training.corpus import Corpus, CorpusChanged, NotEnough, Pool, Sample, Split
+from training.corpus import Corpus, CorpusChanged, NotEnough, Pool, Pooled, Sample, Split
 from training.engine import Engine, chosen
 from training.folder import RunFolder
 from training.pretrain import Clusters, Gallery, Line, Part, State, TooLarge
@@ -95,7 +95,7 @@ class Job:
     engine: Engine
     batch: int
     threads: int
-    uids: tuple[str, ...]
+    images: tuple[Pooled, ...]
     state: Path
     """Where it goes on from, when the file is there."""
     labels: NDArray[np.int64] | None = None
@@ -189,10 +189,9 @@ class Upstream:
         how = how or self._how
         (self.desk.path / place).mkdir(mode=0o700, exist_ok=True)
         self._take_over(place)
-        uids = tuple(one.sop_uid for one in pool.images)
-        found = self._clusters(uids, place, how, labelled.training)
+        found = self._clusters(pool, place, how, labelled.training)
         told = self._classified(pool, found, place, how)
-        probed = self.desk.step(f"{place}/probe.json", lambda: self._probed(uids, place, how, labelled.training))
+        probed = self.desk.step(f"{place}/probe.json", lambda: self._probed(place, how, labelled.training))
         file = self.desk.path / place / "backbone.pt"
         event(log, "pretraining judged", run=self.desk.path.name, offered=probed["offered"], accuracy=told["accuracy"]["value"])
         return self._pretrained(self.desk.path.name, file, probed, pool.patients)
@@ -269,12 +268,12 @@ class Upstream:
 
     # --- its steps ------------------------------------------------------------------------------------------------------------
 
-    def _clusters(self, uids: tuple[str, ...], place: str, how: Pretraining, labelled: Sequence[Sample]) -> NDArray[np.int64]:
+    def _clusters(self, pool: Pool, place: str, how: Pretraining, labelled: Sequence[Sample]) -> NDArray[np.int64]:
         """Train by DeepCluster; give the cluster of each picture at the end."""
         file = self.desk.path / place / "clusters.npz"
         if not file.is_file():
             self.desk.progress.stage(f"pretraining ({how.method}, {how.clusters} clusters)", how.epochs)
-            job = self._job("deepcluster", uids, place, how, how.batch)
+            job = self._job("deepcluster", pool, place, how, how.batch)
             state = self._together(job, place, "metrics.jsonl", "pretraining", self._probe_of(labelled, how))
             found = self._all(replace(job, what="clusters"))
             durable.write(file, _packed(found, int(state["epoch"])), mode=0o600)
@@ -290,9 +289,8 @@ class Upstream:
                 np.array([row for row, one in enumerate(pool.images) if one.pid in part], np.int64)
                 for part in (set(split.train), set(split.validation), set(split.test))
             )
-            uids = tuple(one.sop_uid for one in pool.images)
             self.desk.progress.stage(f"classifier of {how.clusters} clusters", how.classifier.epochs)
-            job = self._job("classify", uids, place, how, how.classifier.batch)
+            job = self._job("classify", pool, place, how, how.classifier.batch)
             job = replace(job, labels=labels, train=train, validation=validation)
             state = self._together(job, place, "classifier.jsonl", "classifier of clusters", None)
             network = self._network(how.clusters if len(labels) == 0 else int(labels.max()) + 1)
@@ -301,7 +299,7 @@ class Upstream:
             checkpoint.save(network.backbone.state_dict(), self.desk.path / place / "backbone.pt")
             told = {"best_epoch": state["best"]["epoch"], "clusters": how.clusters}
             for name, held in (("validation_accuracy", validation), ("accuracy", test)):
-                gallery = _gallery(self.cache, uids).only(held)
+                gallery = _gallery(self.cache, pool.images).only(held)
                 said = pretrain.features(part.engine.place(network), gallery, part, embed=True).argmax(dim=1).cpu().numpy()
                 hits = said == labels[held]
                 told |= _accuracies(name, hits, [pool.images[row].pid for row in held.tolist()], self.desk.recipe.seed)
@@ -310,7 +308,7 @@ class Upstream:
 
         return self.desk.step(f"{place}/classifier.json", made)
 
-    def _probed(self, uids: tuple[str, ...], place: str, how: Pretraining, labelled: Sequence[Sample]) -> dict[str, Any]:
+    def _probed(self, place: str, how: Pretraining, labelled: Sequence[Sample]) -> dict[str, Any]:
         """Hold the backbone against its own start weights."""
         file = self.desk.path / place / "backbone.pt"
         told: dict[str, Any] = {
@@ -365,7 +363,7 @@ class Upstream:
 
     def _said(self, network: Network, labelled: Sequence[Sample]) -> dict[str, NDArray[np.float64]]:
         part = self._part(self.engine(), Ranks())
-        gallery = _gallery(self.cache, tuple(one.sop_uid for one in labelled))
+        gallery = _gallery(self.cache, labelled)
         pooled = pretrain.features(part.engine.place(network), gallery, part).cpu().numpy()
         return probe.out_of_fold(
             pooled,
@@ -411,11 +409,11 @@ class Upstream:
         recipe = self.desk.recipe
         return Part(engine, ranks, self.desk.bound["threads"], recipe.seed, recipe.size_px, TRY_BATCH)
 
-    def _job(self, what: str, uids: tuple[str, ...], place: str, how: Pretraining, batch: int) -> Job:
+    def _job(self, what: str, pool: Pool, place: str, how: Pretraining, batch: int) -> Job:
         name = "state.pt" if what == "deepcluster" else "classifier.pt"
         threads = self.desk.bound["threads"]
         state = self.desk.path / place / name
-        return Job(what, self.desk.recipe, how, self.engine(), self._fitting(state, batch), threads, uids, state)
+        return Job(what, self.desk.recipe, how, self.engine(), self._fitting(state, batch), threads, pool.images, state)
 
     def _fitting(self, state: Path, batch: int) -> int:
         """Give the batch that an earlier try found to fit, or the recipe's."""
@@ -531,7 +529,7 @@ def _do(
     """Do a job, in each process alike."""
     recipe = job.recipe
     cache = Cache(root / "cache", Preprocessing(recipe.size_px))
-    gallery = _gallery(cache, job.uids)
+    gallery = _gallery(cache, job.images)
     state = checkpoint.load(job.state) if job.state.is_file() else None
     part = Part(
         replace(job.engine, device=f"cuda:{ranks.local}") if job.engine.device == "cuda" else job.engine,
@@ -568,9 +566,9 @@ def _batch_file(state: Path) -> Path:
     return state.with_name(f"batch-{state.stem}.json")
 
 
-def _gallery(cache: Cache, uids: tuple[str, ...]) -> Gallery:
-    rows, at = corpus.mapped(uids, cache)
-    return Gallery(rows, at, uids)
+def _gallery(cache: Cache, images: Sequence[Pooled | Sample]) -> Gallery:
+    rows, at = corpus.mapped(images, cache)
+    return Gallery(rows, at, tuple(one.sop_uid for one in images))
 
 
 def _packed(found: Clusters, epoch: int) -> bytes:

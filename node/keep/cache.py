@@ -17,10 +17,12 @@ import hashlib
 import json
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -29,13 +31,15 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from models import durable
-from models.errors import OsteonError
-from models.preprocess import Preprocessing, preprocess
+from models.preprocess import Preprocessing
+from node.keep.decode import Decoded, Decoders, Facts, decode
 from node.keep.records import Instance
 
 NO_ROW = -1
 CHUNK = 32
-"""Images decoded between two syncs: what a kill can cost."""
+"""Images decoded between two syncs: a kill costs two chunks at most, because the next one is decoded meanwhile."""
+PROCESSES_FROM = 256
+"""Images to decode that are worth starting processes for; fewer are decoded by threads before the processes are up."""
 BLANKED = "blanked"
 _NAME = re.compile(r"\d+px-[0-9a-f]+")
 
@@ -59,6 +63,8 @@ class Row:
     """Date of the image as the archive's file gives it (YYYYMMDD, shifted), empty when it gives none."""
     problem: str = ""
     """Why there is no row."""
+    manufacturer: str = ""
+    """Of the unit, as the archive's file gives it; empty when it gives none, and in lines older than this field."""
 
 
 class Cache:
@@ -98,14 +104,31 @@ class Cache:
 
     def pixels(self, sop_uids: Sequence[str]) -> NDArray[np.uint8]:
         """Read the images of `sop_uids`, in that order: (n, size, size) uint8, in memory of their own."""
-        if not sop_uids:
-            return np.empty((0, self.size_px, self.size_px), np.uint8)
-        rows = [self._rows[uid].row for uid in sop_uids]
-        if min(rows) == NO_ROW:
+        mapped, rows = self.mapped(sop_uids)
+        return np.array(mapped[rows])
+
+    def mapped(self, sop_uids: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Give the pictures of the cache without reading them, and in which rows those of `sop_uids` are, in that order.
+
+        Returns
+        -------
+        tuple[NDArray[np.uint8], NDArray[np.int64]]
+            (rows, size, size), read-only, memory-mapped: the whole file, not only what was asked for; and (n,) row numbers.
+            An image that is blanked later is black from then on.
+
+        Raises
+        ------
+        KeyError
+            An image is not known or has no row.
+        """
+        rows = np.array([self._rows[uid].row for uid in sop_uids], np.int64)
+        if not len(rows):
+            return np.empty((0, self.size_px, self.size_px), np.uint8), rows
+        if rows.min() == NO_ROW:
             raise KeyError("an image without a row")
         mapped = np.memmap(self._pixels, np.uint8, "r")
         whole = mapped[: len(mapped) // self._row_bytes * self._row_bytes]
-        return np.array(whole.reshape(-1, self.size_px, self.size_px)[rows])
+        return whole.reshape(-1, self.size_px, self.size_px), rows
 
     def build(
         self,
@@ -115,15 +138,36 @@ class Cache:
         threads: int = 2,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> int:
-        """Decode what is missing and give its number; whatever is done stays done when it is killed."""
-        with self._alone():
+        """Decode what is missing and give its number; whatever is done stays done when it is killed.
+
+        Parameters
+        ----------
+        read
+            Picklable when there may be many images (see `Decoders`).
+        threads
+            Images that are decoded at once; each in a process of its own when there are many.
+
+        Raises
+        ------
+        NoDecoder
+            No process can be started to decode in.
+        """
+        with self._alone(), ExitStack() as stack:
             missing = [one for one in instances if self._source_of(one.sop_uid) != _source(one)]
+            work: Callable[[Instance], Decoded] = partial(decode, read=read, spec=self.spec)
+            if threads > 1 and len(missing) >= PROCESSES_FROM:
+                work = stack.enter_context(Decoders(read, self.spec, threads)).decode
+            pool = stack.enter_context(ThreadPoolExecutor(max_workers=max(1, threads)))
+            stack.callback(pool.shutdown, cancel_futures=True)
             todo, done = iter(missing), 0
-            with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
-                while chunk := list(islice(todo, CHUNK)):
-                    self._append(list(pool.map(lambda one: self._decode(one, read), chunk)))
-                    done += len(chunk)
-                    progress(done, len(missing))
+            ahead: deque[list[tuple[Instance, Future[Decoded]]]] = deque()
+            while done < len(missing):
+                while len(ahead) < 2 and (chunk := list(islice(todo, CHUNK))):
+                    ahead.append([(one, pool.submit(work, one)) for one in chunk])
+                decoded = [_row(one, *future.result()) for one, future in ahead.popleft()]
+                self._append(decoded)
+                done += len(decoded)
+                progress(done, len(missing))
             return len(missing)
 
     def blank(self, sop_uids: Iterable[str]) -> int:
@@ -155,29 +199,6 @@ class Cache:
     def _source_of(self, sop_uid: str) -> str:
         known = self._rows.get(sop_uid)
         return known.source if known else ""
-
-    def _decode(self, instance: Instance, read: Callable[[Instance], Dataset]) -> tuple[Row, NDArray[np.uint8] | None]:
-        date = ""
-        try:
-            dataset = read(instance)
-            date = _taken_on(dataset)
-            grey = np.rint(preprocess(dataset, self.spec)[0] * 255).astype(np.uint8)
-        except MemoryError:
-            raise
-        except Exception as error:  # pydicom raises anything on a damaged file, an OSError that no system call gave among it
-            problem = str(error) if isinstance(error, OsteonError) else "the file cannot be read"
-            away = isinstance(error, OSError) and error.errno is not None  # says nothing about the image: it is tried again
-            return Row(instance.sop_uid, "" if away else _source(instance), NO_ROW, "", 0.0, 0.0, date, problem), None
-        row = Row(
-            sop_uid=instance.sop_uid,
-            source=_source(instance),
-            row=0,  # told by _append
-            digest=hashlib.sha256(grey.tobytes()).hexdigest(),
-            mean=round(float(grey.mean()), 4),
-            spread=round(float(grey.std()), 4),
-            taken_on=date,
-        )
-        return row, grey
 
     def _append(self, decoded: Sequence[tuple[Row, NDArray[np.uint8] | None]]) -> None:
         rows = []
@@ -251,10 +272,20 @@ def _source(instance: Instance) -> str:
     return hashlib.sha256(f"{instance.header_digest}/{instance.pixel_digest}".encode()).hexdigest()
 
 
-def _taken_on(dataset: Dataset) -> str:
-    """Give the date of the image: the first of these that the file has; the archive's dates are shifted by whole weeks."""
-    for keyword in ("AcquisitionDate", "AcquisitionDateTime", "ContentDate", "SeriesDate", "StudyDate"):
-        date = str(dataset.get(keyword) or "")[:8]
-        if len(date) == 8 and date.isdigit():
-            return date
-    return ""
+def _row(instance: Instance, facts: Facts, grey: NDArray[np.uint8] | None) -> tuple[Row, NDArray[np.uint8] | None]:
+    """Say of a decoded image what its line says; its place in the file is told by `_append`."""
+    row = Row(
+        sop_uid=instance.sop_uid,
+        source="" if facts.passing else _source(instance),  # without a source it is tried again
+        row=NO_ROW,
+        digest="",
+        mean=0.0,
+        spread=0.0,
+        taken_on=facts.taken_on,
+        problem=facts.problem,
+        manufacturer=facts.manufacturer,
+    )
+    if grey is None:
+        return row, None
+    digest = hashlib.sha256(grey.tobytes()).hexdigest()
+    return replace(row, digest=digest, mean=round(float(grey.mean()), 4), spread=round(float(grey.std()), 4)), grey

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
+import decoding
 import numpy as np
 import pytest
 import studies
@@ -58,7 +60,21 @@ def test_a_row_is_what_serving_sees(tmp_path: Path) -> None:
         assert np.array_equal(row.astype(np.float32) / 255, preprocess(read(instance(number)), SPEC)[0])
     known = cache.get(images[0].sop_uid)
     assert known is not None
-    assert known.taken_on == studies.STUDY_DATE
+    assert (known.taken_on, known.manufacturer) == (studies.STUDY_DATE, "Canon Inc.")
+
+
+def test_a_line_from_before_the_manufacturer_is_still_read(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, SPEC)
+    cache.build([instance(1)], read)
+    index = cache.folder / "index.jsonl"
+    line = json.loads(index.read_text())
+    del line["manufacturer"]
+    index.write_text(json.dumps(line) + "\n")
+    again = Cache(tmp_path, SPEC)
+    known = again.get(instance(1).sop_uid)
+    assert known is not None
+    assert (known.manufacturer, known.row) == ("", 0)
+    assert again.build([instance(1)], read) == 0
 
 
 def test_nothing_is_decoded_twice_and_a_changed_file_is(tmp_path: Path) -> None:
@@ -228,3 +244,46 @@ def test_a_damaged_file_of_the_archive_stops_no_build(tmp_path: Path) -> None:
     assert known is not None
     assert known.problem
     assert len(cache) == 1
+
+
+def test_many_images_are_decoded_in_processes_to_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [instance(number) for number in range(1, 8)]
+    Cache(tmp_path / "threads", SPEC).build(images, decoding.read_or_fail)
+    monkeypatch.setattr(room, "PROCESSES_FROM", 2)
+    monkeypatch.setattr(room, "CHUNK", 2)
+    told: list[tuple[int, int]] = []
+    cache = Cache(tmp_path / "processes", SPEC)
+    assert cache.build(images, decoding.read_or_fail, progress=lambda done, total: told.append((done, total))) == 7
+    assert told == [(2, 7), (4, 7), (6, 7), (7, 7)]
+    for name in ("pixels.u8", "index.jsonl"):
+        assert (cache.folder / name).read_bytes() == next((tmp_path / "threads").glob(f"*/{name}")).read_bytes()
+    known = cache.get(instance(decoding.BROKEN).sop_uid)
+    assert known is not None
+    assert known.problem == "no codec"
+
+
+def test_a_process_that_dies_costs_no_other_image_and_its_own_is_tried_again_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "PROCESSES_FROM", 2)
+    images = [instance(number) for number in range(1, 7)]
+    cache = Cache(tmp_path, SPEC)
+    cache.build(images, decoding.read_or_die)
+    assert len(cache) == 5
+    known = cache.get(instance(decoding.DEADLY).sop_uid)
+    assert known is not None
+    assert known.problem == "decoding the image ended its process"
+    assert Cache(tmp_path, SPEC).build(images, read) == 1
+
+
+def test_an_interrupted_build_in_processes_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "PROCESSES_FROM", 2)
+    monkeypatch.setattr(room, "CHUNK", 2)
+
+    def stop(_done: int, _total: int) -> None:
+        raise KeyboardInterrupt
+
+    images = [instance(number) for number in range(1, 8)]
+    with pytest.raises(KeyboardInterrupt):
+        Cache(tmp_path, SPEC).build(images, decoding.read_or_fail, progress=stop)
+    assert Cache(tmp_path, SPEC).build(images, read) == 5

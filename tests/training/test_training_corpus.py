@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import hashlib
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from labelled import CLASSES, labelled_site, pid, put, say, settings_of, texture
+from pydicom.uid import RLELossless
 
 from models.preprocess import Preprocessing
 from node.commands.init import init_site
@@ -145,6 +148,150 @@ def test_folds_split_by_patient_and_keep_the_classes_apart_evenly() -> None:
         assert 2 <= len(minority & set(fold.test)) <= 3
     assert folds == corpus.make_folds(list(reversed(found)), recipe)
     assert folds != corpus.make_folds(found, replace(recipe, seed=1))
+
+
+def test_a_list_from_before_the_manufacturer_keeps_its_digest() -> None:
+    """Else every older run would be refused as edited."""
+    found = corpus.Corpus(tuple(samples(3)), (), {})
+    plain = found.to_plain()
+    plain["training"] = [
+        {name: value for name, value in sample.items() if name != "manufacturer"} for sample in plain["training"]
+    ]
+    assert corpus.Corpus.from_plain(plain) == found
+    older = hashlib.sha256(json.dumps(plain["training"], sort_keys=True).encode()).hexdigest()
+    assert found.digest == older
+    told = replace(found, training=tuple(replace(sample, manufacturer="Canon") for sample in found.training))
+    assert told.digest != older
+
+
+def test_a_frozen_sample_names_the_manufacturer_of_the_unit(tmp_path: Path) -> None:
+    site = init_site(tmp_path)
+    say(site, put(site, 1), CLASSES[0])
+    assert [sample.manufacturer for sample in frozen(site).training] == ["Canon Inc."]
+
+
+def pooled(site: Path, *, decode_locked: bool = False) -> tuple[corpus.Pool, Cache]:
+    storage = settings_of(site).storage
+    cache = Cache(storage.root / "cache", Preprocessing(32))
+    with Catalogue.open(storage.catalogue) as catalogue:
+        images = list(catalogue.instances.for_training())
+    cache.build([one for one in images if decode_locked or not one.locked], Archive(storage.root / "archive").read)
+    return corpus.pool(images, cache, blank_below=3.0), cache
+
+
+def test_the_pool_takes_labelled_and_unlabelled_images_of_any_age_and_body_part(tmp_path: Path) -> None:
+    site = init_site(tmp_path)
+    images = [
+        put(site, 1),
+        put(site, 2, age_years=70, body_part="CHEST"),
+        put(site, 3, age_years=None, body_part="", modality="CR"),
+        put(site, 3, instance=2),
+    ]
+    say(site, images[0], CLASSES[0])
+    found, _ = pooled(site)
+    assert [image.sop_uid for image in found.images] == sorted(image.sop_uid for image in images)
+    assert found.patients == tuple(sorted({pid(1), pid(2), pid(3)}))
+    assert found.left_out == {}
+
+
+def test_what_is_not_in_the_pool_is_counted_with_its_reason(tmp_path: Path) -> None:
+    site = init_site(tmp_path)
+    put(site, 1, locked=True)
+    put(site, 2, modality="MG")
+    put(site, 3, array=np.full((48, 48), 7, np.uint16) + (np.arange(48) == 3).astype(np.uint16))
+    put(site, 4, array=np.full((48, 48), 7, np.uint16))
+    for patient in (5, 6):
+        put(site, patient, array=texture(0, 1))
+    put(site, 7, SamplesPerPixel=3)
+    found, _ = pooled(site)
+    assert found.left_out == {
+        "locked patient": 1,
+        "other modality": 1,
+        "blank or nearly so": 1,
+        "corrupt: the image shows a single grey value": 1,
+        "corrupt: the image is not a grey image": 1,
+        "the same picture again": 1,
+    }
+    assert len(found.images) == 1
+
+
+def test_an_image_that_was_never_decoded_is_counted(tmp_path: Path) -> None:
+    site = init_site(tmp_path)
+    put(site, 1)
+    with Catalogue.open(settings_of(site).storage.catalogue) as catalogue:
+        found = corpus.pool(catalogue.instances.for_training(), Cache(tmp_path / "empty", Preprocessing(32)), blank_below=3.0)
+    assert (found.images, found.left_out) == ((), {"not decoded": 1})
+
+
+@pytest.mark.parametrize("decode_locked", [False, True])
+def test_a_copy_of_a_locked_patients_picture_is_not_in_the_pool(tmp_path: Path, *, decode_locked: bool) -> None:
+    site = init_site(tmp_path)
+    put(site, 1, locked=True, array=texture(0, 1))
+    put(site, 2, array=texture(0, 1))
+    put(site, 3)
+    found, _ = pooled(site, decode_locked=decode_locked)
+    assert found.patients == (pid(3),)
+    assert found.left_out == {"locked patient": 1, "the same picture as a locked patient's": 1}
+
+
+def test_a_copy_in_another_syntax_is_known_where_the_locked_picture_is_decoded(tmp_path: Path) -> None:
+    site = init_site(tmp_path)
+    put(site, 1, locked=True, array=texture(0, 1))
+    put(site, 2, array=texture(0, 1), transfer_syntax=RLELossless)
+    found, _ = pooled(site, decode_locked=True)
+    assert found.images == ()
+    assert found.left_out == {"locked patient": 1, "the same picture as a locked patient's": 1}
+
+
+def test_an_edited_pool_is_refused(tmp_path: Path) -> None:
+    found, _ = pooled(labelled_site(tmp_path, patients=4))
+    plain = json.loads(json.dumps(found.to_plain()))
+    assert corpus.Pool.from_plain(plain) == found
+    plain["images"] = plain["images"][1:]
+    with pytest.raises(corpus.CorpusChanged):
+        corpus.Pool.from_plain(plain)
+
+
+def test_mapped_pictures_are_those_of_the_list_and_cannot_be_changed(tmp_path: Path) -> None:
+    found, cache = pooled(labelled_site(tmp_path, patients=4))
+    backwards = found.images[::-1]
+    whole, rows = corpus.mapped(backwards, cache)
+    assert np.array_equal(whole[rows], cache.pixels([image.sop_uid for image in backwards]))
+    assert not whole.flags.writeable
+    assert isinstance(whole.base, np.memmap)  # nothing was copied
+
+
+@pytest.mark.parametrize("what", ["other pixels", "blanked"])
+def test_mapped_pictures_that_are_not_the_frozen_ones_are_refused(tmp_path: Path, what: str) -> None:
+    found, cache = pooled(labelled_site(tmp_path, patients=4))
+    if what == "blanked":
+        cache.blank([found.images[1].sop_uid])
+    else:
+        file = cache.folder / "pixels.u8"
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+    with pytest.raises(corpus.CorpusChanged):
+        corpus.mapped(found.images, cache)
+
+
+def test_a_split_deals_every_patient_to_one_side_by_the_shares() -> None:
+    pids = [pid(n) for n in range(200)]
+    found = corpus.split(pids, 7)
+    assert [len(side) for side in (found.train, found.validation, found.test)] == [160, 20, 20]
+    assert sorted([*found.train, *found.validation, *found.test]) == sorted(pids)
+    assert found == corpus.split([*reversed(pids), *pids], 7)
+    assert found != corpus.split(pids, 8)
+    assert corpus.Split.from_plain(json.loads(json.dumps(found.to_plain()))) == found
+    assert [len(side) for side in asdict(corpus.split(pids, 7, (0.5, 0.25, 0.25))).values()] == [100, 50, 50]
+
+
+def test_a_split_has_somebody_on_every_side_or_is_none() -> None:
+    assert [len(side) for side in asdict(corpus.split(["a", "b", "c"], 0)).values()] == [1, 1, 1]
+    with pytest.raises(corpus.NotEnough):
+        corpus.split(["a", "b"], 0)
+    with pytest.raises(corpus.CorpusChanged):
+        corpus.Split(("a",), ("b",), ("a",))
 
 
 def test_draws_hang_on_seed_purpose_epoch_and_image_alone() -> None:
