@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 TOOLS  := $(VENV)/.test-tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long check format build clean
+.PHONY: help setup demo test test-long bench-gate check format build clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -21,6 +21,9 @@ test: $(READY) $(TOOLS) ## run the tests
 
 test-long: $(READY) $(TOOLS) ## run chaos, soak, fuzzing and the demo from a clean clone
 	$(BIN)/python -m pytest -m long
+
+bench-gate: $(READY) ## simulate how often the gate errs: the tables of docs/gate.md (some minutes)
+	$(BIN)/python tests/bench/gate_errors.py
 
 check: $(READY) ## format, lint, types, imports, what the docs claim
 	$(BIN)/ruff format --check .

@@ -439,7 +439,9 @@ class _Cycle:
             f"{LOCKED}, trivial baselines": {},
             "against_baselines": {},
             "against_champion": None,
+            "groups": {OUT_OF_FOLD: self._by_group(seen, frozen.training, OUT_OF_FOLD)},
         }
+        figures |= self._out_of_fold_against_champion(seen, figures["champion"], frozen)
         predictions = {OUT_OF_FOLD: _plain(seen)}
         if frozen.locked:
             figures["looks"] = self._count_look(len({sample.pid for sample in frozen.locked}))
@@ -463,6 +465,7 @@ class _Cycle:
         predictions[LOCKED] = _plain(candidate)
         figures["smaller_class"] = candidate.smaller_class()
         figures[LOCKED] = self._measured(candidate, LOCKED)
+        figures["groups"][LOCKED] = self._by_group(candidate, frozen.locked, LOCKED)
         classes = len(self.desk.recipe.classes)
         baselines = {
             name: evaluate.by_study(
@@ -480,6 +483,38 @@ class _Cycle:
                 predictions[f"{LOCKED}, model in service"] = _plain(in_service)
                 apart = self._difference(candidate, in_service, f"AUC minus that of the model in service, {LOCKED}")
                 figures["against_champion"] = asdict(apart) if apart else None
+
+    def _by_group(self, predictions: Predictions, samples: Sequence[Sample], of: str) -> list[dict[str, Any]]:
+        """Give the figures of each age band, sex and manufacturer."""
+        gate = self.desk.recipe.gate
+        groups = evaluate.groups_of(samples)
+        found = evaluate.by_group(predictions, groups, of, seed=self._bootstrap_seed, draws=gate.draws, alpha=gate.alpha)
+        return [asdict(group) for group in found]
+
+    def _out_of_fold_against_champion(self, seen: Predictions, champion: str | None, frozen: Corpus) -> dict[str, Any]:
+        """Compare with the model in service on the folds, where both were tested on the same ones; or say why not."""
+        nothing: dict[str, Any] = {"out_of_fold_against_champion": None, "out_of_fold_why": ""}
+        if not champion:
+            return nothing
+        folder = self._run_of(champion)
+        if folder is None:
+            return nothing | {"out_of_fold_why": "the run that made the model in service is not here"}
+        try:
+            dealt, stored, theirs = (
+                json.loads((folder / name).read_bytes()) for name in ("folds.json", "predictions.json", "corpus.json")
+            )
+            other = _predictions(stored[OUT_OF_FOLD], self.desk.recipe.urgent)
+        except (OSError, ValueError, KeyError, TypeError):
+            return nothing | {"out_of_fold_why": "the files of the run that made the model in service are damaged"}
+        if dealt != self.desk.read("folds.json") or theirs["label_digest"] != frozen.label_digest:
+            return nothing | {"out_of_fold_why": "the model in service was tested on other folds or other labels"}
+        apart = self._difference(seen, other, f"AUC minus that of the model in service, {OUT_OF_FOLD}")
+        return nothing | {"out_of_fold_against_champion": asdict(apart) if apart else None}
+
+    def _run_of(self, version: str) -> Path | None:
+        """Find the folder of the run that made a version."""
+        rows = (row for row in self.desk.catalogue.runs.list() if row.model_id == version and row.folder)
+        return next((self.desk.root / "runs" / row.folder for row in rows), None)
 
     def _in_service(self, version: str, frozen: Corpus) -> tuple[Predictions | None, str]:
         """Let the model in service look at the locked patients; or say why it cannot be compared."""
@@ -603,6 +638,8 @@ class _Cycle:
             champion=figures["champion"],
             incomparable=figures["incomparable"],
             against_baselines={name: Metric(**plain) for name, plain in figures["against_baselines"].items()},
+            out_of_fold=_metric(figures["out_of_fold_against_champion"]),
+            out_of_fold_why=figures["out_of_fold_why"],
         )
         decision = promote.decide(evidence, self.desk.recipe.gate)
         return {"decision": decision.verdict.value, "words": decision.words}

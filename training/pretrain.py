@@ -167,7 +167,7 @@ def classify(
     part: Part,
     state: State | None = None,
 ) -> State:
-    """Train the classifier of the cluster numbers `labels` (N,) on the positions `train`; `validation` says which epoch is best."""
+    """Train the classifier of the cluster numbers `labels` (N,) on the positions `train`; `validation` picks the best epoch."""
     with _seeded(part, "classifier"):
         method = _Supervised(build, gallery, labels, train, validation, how, part)
     return _train(method, how.epochs, part, state)

@@ -1,7 +1,7 @@
 """WIRES what a run learns before it looks at a label: pool -> DeepCluster -> classifier of the clusters -> probes -> offer.
 
 In: the run's folder, archive and cache, the labelled images the probes may look at. Out: a backbone, offered for fine-tuning
-only when neither probe ends below the start weights; and, for a sweep, the same for several numbers of clusters. In the run's folder::
+only when neither probe ends below the start weights; for a sweep, the same for several numbers of clusters. In the run's folder::
 
     pretraining-corpus.json   the frozen list of pictures and patients; split.json: who is held out from the classifier
     engine.json               number format and layout, as tried on this machine
