@@ -80,11 +80,11 @@ BURNED_IN = {
 
 PRETRAINING = Pretraining(
     clusters=100,
-    epochs=20,
+    epochs=15,
     batch=64,
     lr=0.01,
-    probe_every=2,
-    classifier=Classifier(epochs=20, batch=64, lr=0.01),
+    probe_every=3,
+    classifier=Classifier(epochs=15, batch=64, lr=0.01),
 )
 """Fixed before the first run: some 50 pictures a cluster, as in the study; the learning rate of the paper scaled to the batch."""
 
