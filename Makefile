@@ -6,10 +6,10 @@ READY  := $(VENV)/.ready
 TOOLS  := $(VENV)/.test-tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long bench-gate check format build clean
+.PHONY: help setup demo test test-long bench-gate bench-serve check format build clean
 
 help: ## say what there is
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 setup: $(READY) $(TOOLS) ## install Osteon into .venv, and the Debian packages that demo and tests use, where that is allowed
 
@@ -31,6 +31,9 @@ check: $(READY) ## format, lint, types, imports, what the docs claim
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python tests/docs/claims.py
+
+bench-serve: $(READY) ## time the node's inference beside ONNX Runtime alone (about 2 minutes)
+	@$(BIN)/python tests/bench/serve.py
 
 format: $(READY) ## put the code into its format
 	$(BIN)/ruff format .
