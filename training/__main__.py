@@ -140,6 +140,10 @@ class Bar:
         """Move the bar."""
         self._bars.update(self._task, completed=done)
 
+    def within(self, done: float) -> None:
+        """Move the bar within an epoch."""
+        self._bars.update(self._task, completed=done)
+
     def epoch(self, fit: str, line: Mapping[str, Any]) -> None:
         """Say in the bar's text which fit runs, and how well."""
         from training.folder import loss_of
@@ -161,6 +165,9 @@ class Lines:
         self._say(what + (f" ({total})" if total else ""))
 
     def advance(self, done: int) -> None:
+        """Say nothing: the epochs do."""
+
+    def within(self, done: float) -> None:
         """Say nothing: the epochs do."""
 
     def epoch(self, fit: str, line: Mapping[str, Any]) -> None:

@@ -236,7 +236,7 @@ class _Cycle:
         plain = self.desk.step(
             "folds.json", lambda: {"folds": [asdict(fold) for fold in corpus.make_folds(frozen.training, self.desk.recipe)]}
         )
-        return [Fold(tuple(fold["validation"]), tuple(fold["test"])) for fold in plain["folds"]]
+        return list(_folds(plain))
 
     def _pictures(self, samples: Sequence[Sample]) -> Pictures:
         return Pictures(
@@ -441,7 +441,8 @@ class _Cycle:
             "against_champion": None,
             "groups": {OUT_OF_FOLD: self._by_group(seen, frozen.training, OUT_OF_FOLD)},
         }
-        figures |= self._out_of_fold_against_champion(seen, figures["champion"], frozen)
+        apart, figures["out_of_fold_why"] = self._against_champion_out_of_fold(seen, frozen, folds)
+        figures["against_champion_out_of_fold"] = asdict(apart) if apart else None
         predictions = {OUT_OF_FOLD: _plain(seen)}
         if frozen.locked:
             figures["looks"] = self._count_look(len({sample.pid for sample in frozen.locked}))
@@ -491,30 +492,35 @@ class _Cycle:
         found = evaluate.by_group(predictions, groups, of, seed=self._bootstrap_seed, draws=gate.draws, alpha=gate.alpha)
         return [asdict(group) for group in found]
 
-    def _out_of_fold_against_champion(self, seen: Predictions, champion: str | None, frozen: Corpus) -> dict[str, Any]:
-        """Compare with the model in service on the folds, where both were tested on the same ones; or say why not."""
-        nothing: dict[str, Any] = {"out_of_fold_against_champion": None, "out_of_fold_why": ""}
-        if not champion:
-            return nothing
-        folder = self._run_of(champion)
-        if folder is None:
-            return nothing | {"out_of_fold_why": "the run that made the model in service is not here"}
+    def _against_champion_out_of_fold(
+        self, seen: Predictions, frozen: Corpus, folds: Sequence[Fold]
+    ) -> tuple[Metric | None, str]:
+        """Compare with the recipe of the model in service on the folds, where both were tested on the same; or say why not."""
+        version = self.registry.champion()
+        if not version:
+            return None, ""
+        made = next((row for row in self.desk.catalogue.runs.list() if row.model_id == version and row.folder), None)
+        if made is None:
+            return None, "the run that made the model in service is not known here"
         try:
-            dealt, stored, theirs = (
-                json.loads((folder / name).read_bytes()) for name in ("folds.json", "predictions.json", "corpus.json")
+            predictions, bound, dealt, listed = (
+                json.loads((self.desk.root / "runs" / made.folder / name).read_bytes())
+                for name in ("predictions.json", "run.json", "folds.json", "corpus.json")
             )
-            other = _predictions(stored[OUT_OF_FOLD], self.desk.recipe.urgent)
-        except (OSError, ValueError, KeyError, TypeError):
-            return nothing | {"out_of_fold_why": "the files of the run that made the model in service are damaged"}
-        if dealt != self.desk.read("folds.json") or theirs["label_digest"] != frozen.label_digest:
-            return nothing | {"out_of_fold_why": "the model in service was tested on other folds or other labels"}
-        apart = self._difference(seen, other, f"AUC minus that of the model in service, {OUT_OF_FOLD}")
-        return nothing | {"out_of_fold_against_champion": asdict(apart) if apart else None}
-
-    def _run_of(self, version: str) -> Path | None:
-        """Find the folder of the run that made a version."""
-        rows = (row for row in self.desk.catalogue.runs.list() if row.model_id == version and row.folder)
-        return next((self.desk.root / "runs" / row.folder for row in rows), None)
+            theirs = evaluate.CrossValidated(
+                _predictions(predictions[OUT_OF_FOLD], self.desk.recipe.urgent),
+                tuple(label.name for label in self.registry.card(version).labels),
+                _folds(dealt),
+                bound["seed"],
+                listed["label_digest"],
+            )
+        except (OSError, ValueError, KeyError, TypeError, Tampered, NoSuchVersion):
+            return None, "the files of the run that made the model in service are gone or damaged"
+        recipe, gate = self.desk.recipe, self.desk.recipe.gate
+        classes = tuple(label.name for label in recipe.classes)
+        ours = evaluate.CrossValidated(seen, classes, tuple(folds), recipe.seed, frozen.label_digest)
+        of = f"AUC minus that of the model in service's recipe, {OUT_OF_FOLD}"
+        return evaluate.out_of_fold_difference(ours, theirs, of, seed=self._bootstrap_seed, draws=gate.draws, alpha=gate.alpha)
 
     def _in_service(self, version: str, frozen: Corpus) -> tuple[Predictions | None, str]:
         """Let the model in service look at the locked patients; or say why it cannot be compared."""
@@ -638,7 +644,7 @@ class _Cycle:
             champion=figures["champion"],
             incomparable=figures["incomparable"],
             against_baselines={name: Metric(**plain) for name, plain in figures["against_baselines"].items()},
-            out_of_fold=_metric(figures["out_of_fold_against_champion"]),
+            out_of_fold=_metric(figures["against_champion_out_of_fold"]),
             out_of_fold_why=figures["out_of_fold_why"],
         )
         decision = promote.decide(evidence, self.desk.recipe.gate)
@@ -838,6 +844,10 @@ def _parts(rows: NDArray[np.uint8], size: int = 16) -> Iterator[NDArray[np.uint8
         yield rows[start : start + size]
 
 
+def _folds(plain: dict[str, Any]) -> tuple[Fold, ...]:
+    return tuple(Fold(tuple(fold["validation"]), tuple(fold["test"])) for fold in plain["folds"])
+
+
 def _metric(plain: dict[str, Any] | None) -> Metric | None:
     return None if plain is None else Metric(**plain)
 
@@ -848,6 +858,8 @@ def _tables(figures: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     against += [figures["against_champion"]] if figures["against_champion"] else []
     headings = (OUT_OF_FOLD, f"{OUT_OF_FOLD}, trivial baselines", LOCKED, f"{LOCKED}, trivial baselines")
     tables = {heading.capitalize(): list(figures[heading].values()) for heading in headings}
+    if figures["against_champion_out_of_fold"]:
+        tables["Out of fold, difference"] = [figures["against_champion_out_of_fold"]]
     return tables | {"Locked patients, differences": against}
 
 

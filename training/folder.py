@@ -67,6 +67,9 @@ class Progress(Protocol):
     def advance(self, done: int) -> None:
         """Tell that `done` units of the stage are done."""
 
+    def within(self, done: float) -> None:
+        """Tell how far the stage is in the middle of an epoch."""
+
     def epoch(self, fit: str, line: Mapping[str, Any]) -> None:
         """Tell that an epoch is over; `line` is its line of metrics.jsonl."""
 
@@ -328,6 +331,13 @@ class _Pulse:
             self._told_at = monotonic()
             self._tell(self._now)
         self._heard.advance(done)
+
+    def within(self, done: float) -> None:
+        """Say how far the stage is without asking whether the run is to go on: it ends between two epochs."""
+        if monotonic() - self._told_at > TELL_S:
+            self._told_at = monotonic()
+            self._tell(self._now | {"done": round(done, 2)})
+        self._heard.within(done)
 
     def epoch(self, fit: str, line: Mapping[str, Any]) -> None:
         """Say that an epoch is over."""

@@ -123,8 +123,8 @@ class Part:
     keep: Callable[[State], None] = lambda state: None
     """Is offered each epoch's state."""
     on_epoch: Callable[[Line], None] = lambda line: None
-    on_batch: Callable[[float], None] = lambda share: None
-    """Is told which share of the epoch is done."""
+    on_batch: Callable[[float], None] = lambda done: None
+    """Is told how many epochs are done, with what is done of this one."""
     probe: Callable[[int, Network], Mapping[str, float]] | None = None
     """Looks at the network after an epoch."""
 
@@ -311,7 +311,7 @@ def _one_epoch(
         optimiser.step()
         total += loss.detach()
         if part.ranks.first:
-            part.on_batch((number + 1) / len(batches))
+            part.on_batch(epoch - 1 + (number + 1) / len(batches))
     return part.ranks.mean(float(total) / len(batches))
 
 

@@ -442,7 +442,7 @@ class Upstream:
                     raise
 
             try:
-                state: State = self._all(job, keep=keeper.keep, on_epoch=on_epoch, look=look)
+                state: State = self._all(job, keep=keeper.keep, on_epoch=on_epoch, on_batch=self.desk.progress.within, look=look)
             except TooLarge:
                 if self.desk.ranks.size > 1:
                     raise  # the others are in the middle of a step: all start anew, with the batch that was noted
@@ -524,6 +524,7 @@ def _do(
     *,
     keep: Callable[[State], None] = lambda state: None,
     on_epoch: Callable[[Line], None] = lambda line: None,
+    on_batch: Callable[[float], None] = lambda done: None,
     look: Callable[[int, Network], Mapping[str, float]] | None = None,
 ) -> Any:
     """Do a job, in each process alike."""
@@ -540,6 +541,7 @@ def _do(
         job.batch,
         keep=keep,
         on_epoch=on_epoch,
+        on_batch=on_batch,
         probe=look,
     )
 
