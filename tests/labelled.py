@@ -23,7 +23,7 @@ from training.recipe import Gate, Recipe, named
 
 NOW = datetime(2026, 1, 17, 12, tzinfo=UTC)
 CLASSES = ("ewing_sarcoma", "acute_osteomyelitis")
-SMALLEST: Recipe = replace(named("phantom"), size_px=32, folds=3, epochs=2, batch=8, gate=Gate(draws=200))
+SMALLEST: Recipe = replace(named("phantom"), size_px=32, folds=3, epochs=2, batch=8, gate=Gate(draws=200), pretraining=None)
 """A recipe that makes a model in seconds."""
 
 

@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -34,10 +35,12 @@ from node.keep.records import Purpose, RunState
 from node.reply import completion
 from training import checkpoint, corpus, cycle, machine, promote
 from training.corpus import CorpusChanged, NotEnough
-from training.finetune import Epoch
+from training.folder import Busy, OtherRun, Stopped, _alone
 from training.recipe import Recipe
 from training.verbs import app
 
+FINETUNE = ("--orders", '{"kind": "finetune"}')
+"""A dozen patients are too few for clusters."""
 IS_LOCKED = frozenset(range(0, 24, 3))
 
 
@@ -55,8 +58,11 @@ class Heard:
     def advance(self, done: int) -> None:
         pass
 
-    def epoch(self, fit: str, line: Epoch) -> None:
-        self.epochs.append((fit, line.epoch))
+    def within(self, done: float) -> None:
+        pass
+
+    def epoch(self, fit: str, line: Mapping[str, Any]) -> None:
+        self.epochs.append((fit, line["epoch"]))
         if fit == self.stop_in:
             raise KeyboardInterrupt
 
@@ -135,8 +141,7 @@ def test_locked_patients_train_calibrate_and_validate_nothing(site: Path, first:
 def test_the_run_folder_tells_everything_and_is_private(first: cycle.Outcome) -> None:
     files = [file for file in first.folder.rglob("*") if file.is_file()]
     names = {str(file.relative_to(first.folder)) for file in files}
-    plots = {"loss.png", "roc.png", "confusion.png", "calibration.png"}
-    assert plots | {"metrics.jsonl", "report.html", "decision.json", "evaluation.json", "model.onnx", "reference.npz"} <= names
+    assert {"metrics.jsonl", "report.html", "decision.json", "evaluation.json", "model.onnx", "reference.npz"} <= names
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
     page = (first.folder / "report.html").read_text()
     assert not re.search(r"(?:src|href|url)\s*[=(]\s*[\"']?(?:https?:)?//", page)
@@ -217,7 +222,7 @@ def test_a_candidate_is_compared_with_the_model_in_service_and_the_look_is_count
 
 
 def test_a_run_is_continued_by_its_own_recipe_only(site: Path, first: cycle.Outcome) -> None:
-    with pytest.raises(cycle.OtherRun):
+    with pytest.raises(OtherRun):
         run(site, replace(RECIPE, lr=1e-5), run_id=first.run)
     for name in ("nothing", "../runs/" + first.run):
         with pytest.raises(NotFound):
@@ -281,7 +286,7 @@ def test_a_run_goes_on_with_its_own_versions_only(site: Path, first: cycle.Outco
     folder = copied(first, "other-torch")
     bound = json.loads((folder / "run.json").read_bytes())
     (folder / "run.json").write_text(json.dumps(bound | {"torch": "1.0"}))
-    with pytest.raises(cycle.OtherRun, match=r"torch 1\.0"):
+    with pytest.raises(OtherRun, match=r"torch 1\.0"):
         run(site, run_id=folder.name)
 
 
@@ -305,7 +310,7 @@ def test_a_full_disk_is_told_as_such(site: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_too_few_labels_end_in_one_line_that_says_what_to_do(tmp_path: Path) -> None:
     small = labelled_site(tmp_path, patients=4)
-    command = [sys.executable, "-m", "training", "--config", str(small), "--recipe", "phantom"]
+    command = [sys.executable, "-m", "training", "--config", str(small), "--recipe", "phantom", *FINETUNE]
     told = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert told.returncode == 2
     last = told.stderr.strip().splitlines()[-1]
@@ -320,7 +325,7 @@ def test_too_few_labels_end_in_one_line_that_says_what_to_do(tmp_path: Path) -> 
 
 def test_a_run_that_is_told_to_stop_ends_after_the_epoch_and_tells_how_far_it_was(site: Path) -> None:
     heard = Heard()
-    with pytest.raises(cycle.Stopped):
+    with pytest.raises(Stopped):
         cycle.run(settings_of(site), RECIPE, now=lambda: NOW, progress=heard, stop=lambda: bool(heard.epochs))
     assert heard.epochs == [("fold 0", 1)]
     with Catalogue.open(settings_of(site).storage.catalogue) as catalogue:
@@ -339,10 +344,10 @@ def test_a_trainer_asks_the_catalogue_whether_the_run_is_still_its_own_and_wante
     site: Path, monkeypatch: pytest.MonkeyPatch, word: str, state: RunState, says: str
 ) -> None:
     """No signal reaches it: a person on another machine cancels, or a supervisor took it for dead."""
-    monkeypatch.setattr(cycle, "RENEW_S", 0.0)
+    monkeypatch.setattr("training.folder.RENEW_S", 0.0)
 
     class Elsewhere(Heard):
-        def epoch(self, fit: str, line: Epoch) -> None:
+        def epoch(self, fit: str, line: Mapping[str, Any]) -> None:
             super().epoch(fit, line)
             with Catalogue.open(settings_of(site).storage.catalogue) as catalogue:
                 (busy,) = catalogue.runs.busy()
@@ -352,7 +357,7 @@ def test_a_trainer_asks_the_catalogue_whether_the_run_is_still_its_own_and_wante
                     catalogue.runs.lose(busy.id, busy.tries, "nothing was heard of it", now=NOW)
 
     heard = Elsewhere()
-    with pytest.raises(cycle.Stopped, match=says):
+    with pytest.raises(Stopped, match=says):
         run(site, heard=heard)
     assert len(heard.epochs) == 1
     with Catalogue.open(settings_of(site).storage.catalogue) as catalogue:
@@ -388,14 +393,14 @@ def test_a_leased_run_is_worked_on_by_the_trainer_it_was_leased_for(site: Path, 
             cycle.run(settings_of(site), RECIPE, now=lambda: NOW, progress=Heard(), ticket=cycle.Ticket(asked.id, 7))
         heard = Heard()
         ticket = cycle.Ticket(asked.id, leased.tries)
-        with pytest.raises(cycle.Stopped):
+        with pytest.raises(Stopped):
             cycle.run(settings_of(site), RECIPE, now=lambda: NOW, progress=heard, ticket=ticket, stop=lambda: bool(heard.epochs))
         stopped = catalogue.runs.get(asked.id)
         assert (stopped.state, bool(stopped.folder)) == (RunState.QUEUED, True), "a supervised run is queued again"
         again = catalogue.runs.lease(devices="d", host="h", ready=lambda one: one.id == asked.id, now=NOW, until=NOW)
         assert again is not None
         ticket = cycle.Ticket(asked.id, again.tries)
-        with cycle._alone(settings_of(site).storage.root / "runs" / stopped.folder), pytest.raises(cycle.Busy):
+        with _alone(settings_of(site).storage.root / "runs" / stopped.folder), pytest.raises(Busy):
             cycle.run(settings_of(site), RECIPE, now=lambda: NOW, progress=Heard(), ticket=ticket)
         busy = catalogue.runs.get(asked.id)
         assert (busy.state, busy.losses) == (RunState.QUEUED, 1), "somebody the catalogue does not know works in its folder"
@@ -406,7 +411,7 @@ def test_a_leased_run_is_worked_on_by_the_trainer_it_was_leased_for(site: Path, 
 def test_sigterm_ends_a_trainer_in_good_order_with_a_code_of_its_own(tmp_path: Path) -> None:
     small = labelled_site(tmp_path, patients=12)
     root = settings_of(small).storage.root
-    command = [sys.executable, "-m", "training", "--config", str(small), "--recipe", "phantom"]
+    command = [sys.executable, "-m", "training", "--config", str(small), "--recipe", "phantom", *FINETUNE]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as trainer:
         until(lambda: any("epoch" in file.read_text() for file in root.glob("runs/*/metrics.jsonl")), seconds=120)
         trainer.terminate()

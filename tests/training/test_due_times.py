@@ -192,7 +192,7 @@ def test_a_new_schedule_runs_from_its_next_due_time_on(site: Site) -> None:
     site.at(2026, 11, 3, 2, 31)
     assert site.due() == ["nightly 11-03 02:30"]
     (run,) = site.catalogue.runs.list()
-    assert (run.kind, run.recipe, run.state) == ("finetune", "phantom", RunState.QUEUED)
+    assert (run.kind, run.recipe, run.state) == ("cycle", "phantom", RunState.QUEUED)
 
 
 @pytest.mark.parametrize("night", [(2026, 3, 29), (2026, 10, 25)])

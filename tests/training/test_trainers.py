@@ -130,7 +130,7 @@ def test_a_trainer_does_not_get_the_keys_of_the_site(floor: Floor, monkeypatch: 
 
 def test_a_run_of_a_release_that_kept_no_recipe_goes_on_by_that_of_its_folder(floor: Floor) -> None:
     run = floor.run(floor.ask())
-    command = torchrun(Path("ae_config.toml"))
+    command = torchrun(Path("ae_config.toml"), 1)
     assert " --recipe phantom --row 1 --try 0" in " ".join(command(run))
     assert " --run run-7 --row 1 --try 0" in " ".join(command(replace(run, recipe="", folder="run-7")))
 
