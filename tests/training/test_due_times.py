@@ -338,7 +338,7 @@ def test_conditions_count_what_came_since_the_last_finished_run(tmp_path: Path) 
     one.at(2026, 11, 4, 3)
     assert len(one.due()) == 1
     assert one.said() == "passed over: only 0 of 3 new studies and 0 of 2 new labels since run 1 began"
-    one.catalogue.runs.ask(kind="finetune", recipe="phantom", schedule="nightly", by="me", reason="", now=one.now)
+    one.catalogue.runs.ask(kind="cycle", recipe="phantom", schedule="nightly", by="me", reason="", now=one.now)
     running = one.catalogue.runs.lease(devices="d", host="h", ready=lambda run: True, now=one.now, until=one.now)
     assert running is not None
     one.at(2026, 11, 4, 10)
