@@ -139,7 +139,7 @@ def name_of(path: Any) -> str:
     return path.name if path.suffix else f"{path.parent.name}/…"
 
 
-def stand_in(config: Path) -> Callable[[Run], Sequence[str]]:
+def stand_in(config: Path, _processes: int) -> Callable[[Run], Sequence[str]]:
     """Give what makes the command of a trainer that does nothing; how it is to behave stands in a file beside the site."""
     from node.settings import load
 

@@ -228,7 +228,7 @@ def test_serve_runs_the_schedule_where_there_is_one_and_it_can_train(
         ({"cron": ""}, "one of the two"),
         ({"timezone": "Europe/Atlantis"}, "Europe/Atlantis"),
         ({"timezone": "../etc/passwd"}, "no time zone"),
-        ({"kind": "pretrain"}, "finetune"),
+        ({"kind": "sweep"}, "cycle"),
         ({"name": "12"}, "pattern"),
         ({"when": {"new_studies": -1}}, "greater than"),
         ({"when": {"quiet_hours": "7-19"}}, "22:00-06:00"),
