@@ -168,7 +168,7 @@ def classify(
     state: State | None = None,
 ) -> State:
     """Train the classifier of the cluster numbers `labels` (N,) on the positions `train`; `validation` picks the best epoch."""
-    with _seeded(part, "classifier"):
+    with _seeded(part, "start"):
         method = _Supervised(build, gallery, labels, train, validation, how, part)
     return _train(method, how.epochs, part, state)
 

@@ -23,7 +23,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from shutil import copyfile
 from time import monotonic
 from typing import Any
 
@@ -59,7 +58,7 @@ TRY_BATCH = 16
 
 
 class NothingToLearn(Final):
-    """The recipe has no pretraining."""
+    """There is no pretraining to do, or to go on with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,10 +260,12 @@ class Upstream:
             return
         source = self.desk.root / "runs" / extended / place / "state.pt"
         if not source.is_file():
-            raise Tampered(f"run {extended} has no state of a pretraining to go on from")
-        copyfile(source, state.with_suffix(".part"))
-        durable.write(state, state.with_suffix(".part").read_bytes(), mode=0o600)
-        state.with_suffix(".part").unlink()
+            raise NothingToLearn(f"run {extended} has no state of a pretraining to go on from")
+        if (done := int(checkpoint.load(source)["epoch"])) >= self._how.epochs:
+            raise NothingToLearn(f"the pretraining of run {extended} has {done} epochs already; ask for more than that in all")
+        for file in (_batch_file(source), source):  # the state last: where it is, all is taken over
+            if file.is_file():
+                durable.write(state.with_name(file.name), file.read_bytes(), mode=0o600)
 
     # --- its steps ------------------------------------------------------------------------------------------------------------
 
@@ -396,14 +397,21 @@ class Upstream:
     def engine(self) -> Engine:
         """Give what computes on this machine, tried once and then obeyed."""
         device = self.desk.bound["device"]
-        size_px, batch = self.desk.recipe.size_px, TRY_BATCH
-        return Engine(
-            **self.desk.step("engine.json", lambda: asdict(chosen(device, partial(self._network, 2), size_px, batch=batch)))
-        )
+        size_px, extended = self.desk.recipe.size_px, self.desk.orders.extends
+
+        def made() -> dict[str, Any]:
+            if extended:
+                return self._read_of(extended, "engine.json")
+            return asdict(chosen(device, partial(self._network, 2), size_px, batch=TRY_BATCH))
+
+        return Engine(**self.desk.step("engine.json", made))
 
     def _network(self, classes: int) -> Network:
+        """Give the start network, a random one with the weights that the pretraining starts from."""
         recipe = self.desk.recipe
-        return build(recipe.network, classes, recipe.start, weights=self.desk.root / "models" / "weights")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_for(recipe.seed, "start"))
+            return build(recipe.network, classes, recipe.start, weights=self.desk.root / "models" / "weights")
 
     def _part(self, engine: Engine, ranks: Ranks) -> Part:
         recipe = self.desk.recipe
