@@ -54,9 +54,9 @@ from node.logs import event
 from node.settings import Settings
 from training import checkpoint, corpus, evaluate, export, finetune, pages, plots, promote
 from training.corpus import Chosen, Corpus, CorpusChanged, Fold, Sample
-from training.engine import Engine
+from training.engine import Engine, is_out_of_memory
 from training.evaluate import Predictions
-from training.finetune import Epoch, Pictures
+from training.finetune import Epoch, Fitted, Pictures
 from training.folder import Orders, OtherRun, Progress, RunFolder, Ticket, fit_of, journal_lines
 from training.ranks import Ranks
 from training.recipe import Recipe, seed_for
@@ -316,16 +316,7 @@ class _Cycle:
     ) -> dict[str, Any]:
         outside = set(validation) | set(test)
         train = [row for row in range(len(pictures.ids)) if row not in outside]
-        fitted = finetune.fit(
-            partial(self._fresh, start),
-            pictures.only(train),
-            pictures.only(validation),
-            self.desk.recipe,
-            purpose=name,
-            epochs=self.desk.recipe.epochs,
-            engine=self._engine,
-            on_epoch=self._journal(name, done),
-        )
+        fitted = self._fit(name, pictures.only(train), pictures.only(validation), self.desk.recipe.epochs, start, done)
         said = {
             part: finetune.predict(fitted.network, pictures.rows[rows], engine=self._engine)[0].tolist()
             for part, rows in (("validation", list(validation)), ("test", list(test)))
@@ -341,20 +332,37 @@ class _Cycle:
         recipe, name = self.desk.recipe, "refit" + (f" repeat {repeat}" if repeat else "")
         file = self.desk.path / "fits" / f"{name.replace(' ', '-')}.pt"
         if not file.is_file():
-            fitted = finetune.fit(
-                partial(self._fresh, start),
-                self._pictures(frozen.training),
-                None,
-                self.desk.recipe,
-                purpose=name,
-                epochs=epochs,
-                engine=self._engine,
-                on_epoch=self._journal(name, recipe.epochs * (recipe.repeats * recipe.folds + repeat)),
-            )
+            done = recipe.epochs * (recipe.repeats * recipe.folds + repeat)
+            fitted = self._fit(name, self._pictures(frozen.training), None, epochs, start, done)
             checkpoint.save(fitted.network.cpu().state_dict(), file)
         network = build(self.desk.recipe.network, len(self.desk.recipe.classes), "random")
         network.load_state_dict(checkpoint.load(file))
         return network.eval()
+
+    def _fit(
+        self, name: str, train: Pictures, validation: Pictures | None, epochs: int, start: Pretrained | None, done: int
+    ) -> Fitted:
+        """Fit one network, with half the batch whenever the memory is too small; what fits is remembered for all fits to come."""
+        noted = self.desk.path / "fits" / "batch.json"
+        while True:
+            batch = int(self.desk.read("fits/batch.json")["batch"]) if noted.is_file() else self.desk.recipe.batch
+            try:
+                return finetune.fit(
+                    partial(self._fresh, start),
+                    train,
+                    validation,
+                    replace(self.desk.recipe, batch=batch),
+                    purpose=name,
+                    epochs=epochs,
+                    engine=self._engine,
+                    on_epoch=self._journal(name, done),
+                )
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or batch < 2:
+                    raise
+                because = f"a batch of {batch} did not fit into the memory"
+                self.desk.write_plain("fits/batch.json", {"batch": batch // 2, "because": because})
+                event(log, "batch halved", level=logging.WARNING, run=self.desk.path.name, fit=name, batch=batch // 2)
 
     def _fresh(self, start: Pretrained | None) -> Network:
         recipe = self.desk.recipe

@@ -33,7 +33,7 @@ from node.keep.cache import Cache
 from node.keep.catalogue import Catalogue
 from node.keep.records import Purpose, RunState
 from node.reply import completion
-from training import checkpoint, corpus, cycle, machine, promote
+from training import checkpoint, corpus, cycle, finetune, machine, promote
 from training.corpus import CorpusChanged, NotEnough
 from training.folder import Busy, OtherRun, Stopped, _alone
 from training.recipe import Recipe
@@ -491,3 +491,22 @@ def test_a_witness_who_was_merged_with_somebody_learned_from_is_none_any_more(tm
     learned_from = {sample["pid"] for sample in read(ended, "corpus.json")["training"]}
     assert kept in learned_from
     assert not learned_from & witnesses
+
+
+def test_a_batch_that_does_not_fit_is_halved_said_and_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = labelled_site(tmp_path, patients=12)
+    fits, largest = finetune.fit, []
+
+    def small_memory(*given: Any, **named: Any) -> finetune.Fitted:
+        largest.append(given[3].batch)
+        if given[3].batch > 4:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to …")
+        return fits(*given, **named)
+
+    monkeypatch.setattr(finetune, "fit", small_memory)
+    ended = run(site)
+    assert largest == [8, 4, 4, 4, 4], "tried once; the other fits begin with what fitted"
+    assert read(ended, "fits/batch.json")["batch"] == 4
+    assert "batch halved" in caplog.text
