@@ -336,7 +336,9 @@ class _Pulse:
         """Say how far the stage is without asking whether the run is to go on: it ends between two epochs."""
         if monotonic() - self._told_at > TELL_S:
             self._told_at = monotonic()
-            self._tell(self._now | {"done": round(done, 2)})
+            worked = self._epochs + done % 1
+            left_s = round((monotonic() - self._began) / max(worked, 1e-3) * max(0, self._now["total"] - done))
+            self._tell(self._now | {"done": round(done, 2), "left_s": left_s})
         self._heard.within(done)
 
     def epoch(self, fit: str, line: Mapping[str, Any]) -> None:

@@ -528,7 +528,7 @@ def _words(row: Run, progress: dict[str, Any]) -> str:
     """Say in words how far a run is."""
     if row.state == "queued" or not progress or not row.folder:
         return _state(row) if row.state != "running" else "starting"
-    told = [progress["stage"] + (f" {progress['done']} of {progress['total']}" if progress.get("total") else "")]
+    told = [progress["stage"] + (f" {progress['done']:g} of {progress['total']}" if progress.get("total") else "")]
     if "fit" in progress:
         told.append(f"{progress['fit']}, epoch {progress['epoch']}, loss {progress['loss']:.3f}")
     if row.state == "cancelling":
