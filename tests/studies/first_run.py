@@ -31,6 +31,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
@@ -39,23 +40,29 @@ from pydicom.filewriter import dcmwrite
 from pydicom.uid import DigitalXRayImageStorageForPresentation, JPEGBaseline8Bit
 
 from models import durable
-from models.card import Code, Label
+from models.card import Code, Label, Metric
 from models.errors import Final, OsteonError
+from models.networks import Network, build, with_backbone
+from models.preprocess import Preprocessing
 from node import peer, settings
 from node.commands.init import SETTINGS, init_site
 from node.demo import hospital
 from node.demo.orthanc import free_port
 from node.demo.phantoms import uid
 from node.errors import PeerAway
+from node.keep.cache import Cache
 from node.keep.catalogue import Catalogue
 from node.keep.custody import site_keys
 from node.keep.records import Hold, StudyState, TrainingImage
 from node.pseudonym import SiteKeys
 from node.settings import Pacs, Settings
 from node.supervise import die_with_parent
-from training import corpus, cycle
+from training import checkpoint, corpus, cycle, evaluate, pretrain, probe
 from training.__main__ import Lines
+from training.engine import Engine
+from training.evaluate import Predictions
 from training.folder import Orders
+from training.ranks import Ranks
 from training.recipe import Classifier, Pretraining, Recipe, uniforms
 
 SEED = 20260117
@@ -598,10 +605,76 @@ def _in_both(images: Sequence[TrainingImage], said: Mapping[str, str]) -> set[st
 
 # ---- the program -------------------------------------------------------------------------------------------------------------
 
-FILES = {"wrap": "wrapped.json", "send": "sent.json", "label": "labelled.json", "run": "ran.json"}
+FILES = {"wrap": "wrapped.json", "send": "sent.json", "label": "labelled.json", "run": "ran.json", "probes": "probed.json"}
 
 
 ARMS = ("random", "imagenet", "pretrained")
+
+
+def probes(data: Path, site: Path) -> dict[str, Any]:
+    """Probe start and pretrained weights on every graded knee and S/N spine that is not locked, by patient.
+
+    The gate of a pretraining sees 63 labels. This looks with thousands, which the site was never told: how much the weights know.
+    """
+    setup = settings.load(make_site(site))
+    ran = json.loads((site / FILES["run"]).read_text("utf-8"))
+    folder = setup.storage.root / "runs" / ran["pretraining"]["run"] / "pretrain"
+    recipe = knee()
+    cache = Cache(setup.storage.root / "cache", Preprocessing(recipe.size_px))
+    with Catalogue.open(setup.storage.catalogue) as catalogue:
+        keys, archived = site_keys(setup.storage, catalogue), _archived(catalogue)
+    found = [(one, archived[key]) for one in everything(data) if (key := keys.uid(one.sop_uid)) in archived]
+    found = [(one, image) for one, image in found if not image.locked and cache.get(image.sop_uid)]
+    state = checkpoint.load(folder / "state.pt")["network"]
+    clustered = {name.partition(".")[2]: value for name, value in state.items() if name.startswith("backbone.")}
+    networks = {
+        "ImageNet": build(recipe.network, 2, "imagenet"),
+        "DeepCluster": with_backbone(recipe.network, 2, clustered),
+        "DeepCluster and classifier": with_backbone(recipe.network, 2, checkpoint.load(folder / "backbone.pt")),
+    }
+    tasks = {
+        "knee KL 0-1 against 3-4": {"knee_kl_0_1": 0, "knee_kl_3_4": 1},
+        "spine S/N": {"normal": 0, "scoliosis": 1},
+    }
+    told: dict[str, Any] = {}
+    for task, targets in tasks.items():
+        labelled = [(image, targets[of]) for one, image in found if (of := _truth(one)) in targets]
+        told[task] = _probed(labelled, networks, cache, recipe)
+    return told
+
+
+def _truth(one: Radiograph) -> str:
+    if one.set_name == "knee_kl":
+        return KL_CLASS.get(one.row["kl"], "")
+    return one.row["label"] if one.row.get("naming") == "S/N" else ""
+
+
+def _probed(
+    labelled: Sequence[tuple[TrainingImage, int]], networks: Mapping[str, Network], cache: Cache, recipe: Recipe
+) -> dict[str, Any]:
+    """Give the AUC of both probes for each network, and what each gains on the first."""
+    uids = [image.sop_uid for image, _ in labelled]
+    rows, at = cache.mapped(uids)
+    gallery = pretrain.Gallery(rows, at, tuple(uids))
+    part = pretrain.Part(Engine(), Ranks(), 2, recipe.seed, recipe.size_px, 64)
+    persons = tuple(image.person for image, _ in labelled)
+    truth = [target for _, target in labelled]
+    said: dict[str, dict[str, Predictions]] = {}
+    for name, network in networks.items():
+        features = pretrain.features(part.engine.place(network), gallery, part).numpy()
+        guessed = probe.out_of_fold(features, truth, persons, 2, folds=5, repeats=1, seed=recipe.seed)
+        said[name] = {
+            kind: Predictions(tuple(uids), persons, np.array(truth), evaluate.softmax(logits), (1,))
+            for kind, logits in guessed.items()
+        }
+    first = next(iter(said.values()))
+    told: dict[str, Any] = {"images": len(uids), "patients": len(set(persons)), "urgent": sum(truth)}
+    for name, by_kind in said.items():
+        for kind, predictions in by_kind.items():
+            told[f"{name}, {kind}"] = evaluate.auc_with_interval(predictions, name, seed=SEED)
+            if name != next(iter(said)):
+                told[f"{name} minus ImageNet, {kind}"] = evaluate.difference(predictions, first[kind], name, seed=SEED)
+    return {name: asdict(one) if isinstance(one, Metric) else one for name, one in told.items()}
 
 
 def run(site: Path) -> dict[str, Any]:
@@ -661,6 +734,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "send": lambda: send(data, site, asked.associations),
         "label": lambda: label(data, site),
         "run": lambda: run(site),
+        "probes": lambda: probes(data, site),
     }
     for name in list(steps)[: list(steps).index(asked.step) + 1]:
         file = site / FILES[name]
