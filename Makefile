@@ -13,7 +13,7 @@ help: ## say what there is
 
 setup: $(READY) $(TOOLS) ## install Osteon into .venv, and the Debian packages that demo and tests use, where that is allowed
 
-demo: $(READY) ## show the whole way on this machine: PACS, node, training, SR (under 4 minutes)
+demo: $(READY) ## show the whole way on this machine: PACS, node, scheduled training, SR (some 4 minutes)
 	@$(BIN)/osteon demo
 
 test: $(READY) $(TOOLS) ## run the tests

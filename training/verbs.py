@@ -447,12 +447,13 @@ class _Watching:
 
     def see(self, row: Run, progress: dict[str, Any]) -> None:
         """Show how a run stands now."""
-        said = _words(row, progress)
         if self._bars:
-            self._bars.update(
-                self._task, description=said, completed=progress.get("done", 0), total=progress.get("total") or None
-            )
+            done, total = progress.get("done", 0), progress.get("total") or None
+            self._bars.update(self._task, description=_words(row, progress), completed=done, total=total)
             return
+        if "done" in progress:
+            progress = progress | {"done": int(progress["done"])}  # a line an epoch, not one for each part of it
+        said = _words(row, progress)
         step = said.partition(", about")[0]
         if step != self._said:
             self._said = step

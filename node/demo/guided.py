@@ -1,8 +1,9 @@
-"""The guided run: a PACS, a node, invented children, one training cycle, a real radiograph, the report that comes back.
+"""The guided run: a PACS, a node, invented children, a scheduled training cycle, a real radiograph, the report that comes back.
 
 In: an empty folder. Out: `summary.json` in it, and whether everything that was shown is true. It drives the product as a user
-does: the command line in child processes, DICOM over the network. Nothing here reaches into the node's stores but to read how
-far it is, and no child process outlives it.
+does: the command line in child processes, DICOM over the network; training is started by the node's schedule and by nobody else.
+Nothing here reaches into the node's stores but to read how far it is. No process may outlive it: a trainer, which outlives its
+scheduler by design, is cancelled on the way out.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -36,7 +37,7 @@ from node.demo import hospital, phantoms, reading
 from node.demo.orthanc import free_port
 from node.errors import PeerAway
 from node.keep.catalogue import Catalogue
-from node.keep.records import StudyState
+from node.keep.records import Origin, Run, StudyState
 from node.settings import Pacs as Peer
 from node.settings import Settings
 from node.supervise import die_with_parent
@@ -47,7 +48,14 @@ READY_S = 60.0
 LEARNED_S = 60.0
 ANSWER_S = 90.0
 STOP_S = 40.0
+GRACE_S = 20.0
+"""For which a trainer that is cancelled may finish its epoch."""
 RECIPE = "phantom"
+SCHEDULE = "demo"
+EVERY = "1min"
+"""The shortest sensible rhythm, and yet one run: a due time without new labels is passed over."""
+NEW_LABELS = 100
+DUE_S = 150.0
 GATE_SAYS = "insufficient evidence"
 """What promise 11 makes the gate say of some 16 locked patients a class."""
 REASON = (
@@ -142,7 +150,8 @@ def _play(story: Story, stack: ExitStack, make_site: MakeSite) -> None:
     folder, port = story.folder, free_port()
     story.console.print(
         Panel(
-            "A PACS, an Osteon node and 160 invented children with phantom radiographs.\n"
+            "A PACS, an Osteon node and 160 invented children with phantom radiographs. A schedule makes the node learn,\n"
+            "first without labels (DeepCluster, a classifier of the clusters), then from the labelled ones, up to the gate.\n"
             "The phantoms are plumbing, not medicine: what is learned from them means nothing for any patient.",
             title="osteon demo",
         )
@@ -154,6 +163,7 @@ def _play(story: Story, stack: ExitStack, make_site: MakeSite) -> None:
         config = _site(make_site, folder / "site", port, pacs.peer)
         site = settings.load(config)
         node = stack.enter_context(_served(config, folder / "node.log", port))
+        stack.callback(_end_runs, site, config)
         said.append(f"{hospital.NODE_AE} on 127.0.0.1:{port}, answers after {QUIET_S:g} s of quiet")
     story.facts |= {"pacs": pacs.told, "config": config, "node_log": folder / "node.log"}
 
@@ -167,15 +177,17 @@ def _play(story: Story, stack: ExitStack, make_site: MakeSite) -> None:
     story.check("every study of the cohort was taken in and learned", true=learned)
     with story.station("labels") as said:
         said.append(_osteon("labels", "import", str(cohort.labels), config=config).splitlines()[-1])
-    _train(story, site, config)
+    _train(story, site, config, node)
     _answer(story, pacs, node)
     with Catalogue.open(site.storage.catalogue) as catalogue:
         states = {state.value: count for state, count in catalogue.studies.by_state().items() if count}
+        runs = [(run.schedule, run.origin, run.due_at is not None) for run in catalogue.runs.list()]
     story.facts["studies"] = states
     story.check(
         "one report is in the PACS, and the promotion answered none of the learned studies",
         true=len(pacs.reports()) == 1 and states == {"learned": len(cohort.patients), "delivered": 1},
     )
+    story.check("the one run there is was queued by a due time of the schedule", true=runs == [(SCHEDULE, Origin.SCHEDULE, True)])
 
 
 def _site(make_site: MakeSite, folder: Path, port: int, pacs: Peer) -> Path:
@@ -196,8 +208,9 @@ def _site(make_site: MakeSite, folder: Path, port: int, pacs: Peer) -> Path:
         },
         pacs=[{"name": pacs.name, "ae_title": pacs.ae_title, "host": pacs.host, "port": pacs.port}],
         completion={"quiet_s": QUIET_S},
-        training={"recipe": RECIPE},
-        metrics={"receive_port": free_port(), "reply_port": free_port(), "schedule_port": 0},
+        training={"recipe": RECIPE, "stop_grace_s": GRACE_S},
+        schedule=[{"name": SCHEDULE, "every": EVERY, "kind": "cycle", "recipe": RECIPE, "when": {"new_labels": NEW_LABELS}}],
+        metrics={"receive_port": free_port(), "reply_port": free_port(), "schedule_port": free_port()},
     )
 
 
@@ -276,25 +289,37 @@ def _osteon(*words: str, config: Path) -> str:
     return done.stdout.strip()
 
 
-def _train(story: Story, site: Settings, config: Path) -> None:
-    """Run one training cycle, hear the gate, and promote as a person would."""
+def _train(story: Story, site: Settings, config: Path, node: subprocess.Popen[bytes]) -> None:
+    """Let the schedule start one training cycle, hear probes and gate, and promote as a person would."""
     shelf = Registry(site.storage.root / "models")
+    run = _due(story, site, node)
     with story.station("training cycle", quiet=True) as said:
-        with _child("train", "run", config=config) as training:
-            code = training.wait()
+        with _child("train", "watch", str(run.id), config=config) as watching:
+            code = watching.wait()
         versions = shelf.versions()
         if code or len(versions) != 1:
-            raise DemoFailed(f"osteon train run ended with code {code} and left {len(versions)} versions on the shelf")
+            words = site.storage.root / "runs" / "words" / f"{run.id}.log"
+            raise DemoFailed(f"run {run.id} ended with code {code} and left {len(versions)} versions on the shelf; see {words}")
         (version,) = versions
         card = shelf.card(version)
-        said.append(f"the gate says: {card.decision}")
+        with Catalogue.open(site.storage.catalogue) as catalogue:
+            run = catalogue.runs.get(run.id)
+        pretraining = _pretraining(site.storage.root / "runs" / run.folder)
+        said += [_told(pretraining), f"the gate says: {card.decision}"]
     story.facts |= {
+        "pretraining": pretraining,
+        "started_from": card.start.name,
         "model": version,
         "metrics": [asdict(metric) for metric in card.metrics],
         "gate": {"decision": card.decision, "reason": card.decision_reason},
         "runs": site.storage.root / "runs",
     }
+    story.console.print(f"  {escape(pretraining['words'])} Fine-tuned from: {escape(card.start.name)}.")
     story.console.print(f"  {escape(card.decision_reason)}")
+    story.check(
+        "fine-tuning started from the pretraining if the probes offer it, and else from the start weights",
+        true=pretraining["offered"] == card.start.name.startswith(f"pretrained by run {run.folder},"),
+    )
     story.check(f"the gate says {GATE_SAYS!r} of so few locked patients", true=card.decision == GATE_SAYS)
     story.check("the gate put nothing into service by itself", true=shelf.champion() is None)
     with story.station("promotion by hand") as said:
@@ -305,6 +330,53 @@ def _train(story: Story, site: Settings, config: Path) -> None:
     story.check(
         "the model was promoted by a named person for a stated reason", true=shelf.champion() == version and bool(move.by)
     )
+
+
+def _due(story: Story, site: Settings, node: subprocess.Popen[bytes]) -> Run:
+    """Wait until the schedule is due and has queued its run."""
+    with story.station("schedule") as said, Catalogue.open(site.storage.catalogue) as catalogue:
+        _wait(lambda: bool(catalogue.runs.list()), DUE_S, "the schedule queued no run", node, story.folder / "node.log")
+        run = catalogue.runs.list()[-1]
+        due = f", due {run.due_at.astimezone():%H:%M:%S}" if run.due_at else ""
+        said.append(f"every {EVERY}, once {NEW_LABELS} labels are new{due}: run {run.id} is queued, the node starts its trainer")
+    story.facts["schedule"] = {"name": SCHEDULE, "every": EVERY, "new_labels": NEW_LABELS, "due_at": run.due_at, "run": run.id}
+    return run
+
+
+def _pretraining(folder: Path) -> dict[str, Any]:
+    """Read what a run's pretraining came to: clusters, how well the classifier of step two tells them, the probes' words."""
+    pool, classifier, probe = (
+        json.loads((folder / name).read_bytes())
+        for name in ("pretraining-corpus.json", "pretrain/classifier.json", "pretrain/probe.json")
+    )
+    return {
+        "images": len(pool["images"]),
+        **{name: classifier[name] for name in ("clusters", "accuracy", "accuracy_by_patient", "chance")},
+        "probes": probe["metrics"],
+        "offered": probe["offered"],
+        "words": probe["words"],
+    }
+
+
+def _told(pretraining: Mapping[str, Any]) -> str:
+    """Say in a line what the pretraining came to."""
+    right, chance = pretraining["accuracy"], pretraining["chance"]
+    offered = "offered" if pretraining["offered"] else "not offered"
+    return (
+        f"{pretraining['clusters']} clusters of {pretraining['images']} images, told by the classifier with an accuracy of "
+        f"{right['value']:.2f} on {right['n']} images (largest cluster {chance:.2f}); {offered} by the probes"
+    )
+
+
+def _end_runs(site: Settings, config: Path) -> None:
+    """Cancel what waits or trains, and wait until the node has ended it."""
+    with Catalogue.open(site.storage.catalogue) as catalogue:
+        for run in catalogue.runs.open():
+            with suppress(DemoFailed):  # it has come to its end meanwhile
+                _osteon("train", "cancel", str(run.id), "--reason", "the demo was ended", config=config)
+        deadline = monotonic() + 2 * GRACE_S
+        while catalogue.runs.open() and monotonic() < deadline:
+            sleep(0.2)
 
 
 def _answer(story: Story, pacs: hospital.HospitalPacs, node: subprocess.Popen[bytes]) -> None:

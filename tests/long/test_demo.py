@@ -31,6 +31,12 @@ def test_make_demo_from_a_clean_clone_shows_what_it_promises(tmp_path: Path) -> 
     told = json.loads((clone / "build/demo/summary.json").read_text("utf-8"))
     assert told["true"]
     assert all(told["checks"].values())
+    assert told["schedule"]["due_at"]
+    pretraining = told["pretraining"]
+    assert pretraining["accuracy"]["n"] > 0
+    assert {"AUC, k-NN, start", "AUC, k-NN, pretrained"} <= {metric["name"] for metric in pretraining["probes"]}
+    assert pretraining["offered"] == told["started_from"].startswith("pretrained by run ")
+    assert pretraining["words"].startswith("Offered" if pretraining["offered"] else "Not offered")
     assert told["gate"]["decision"] == "insufficient evidence"
     assert told["promoted"]["by"]
     assert told["promoted"]["reason"]

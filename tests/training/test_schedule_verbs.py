@@ -126,6 +126,7 @@ def test_watching_ends_with_the_run_and_tells_by_its_exit_code(
             [
                 lambda run=run: begun(catalogue, run),
                 lambda run=run: progress(site, run),
+                lambda run=run: progress(site, run, done=12.4),
                 lambda run=run: progress(site, run, done=13, fit="fold 0", epoch=1, loss=0.5),
                 lambda run=run, end=end: end(run),
             ]
