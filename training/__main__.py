@@ -76,6 +76,7 @@ def train(
     if int(os.environ.get("RANK", "0")) > 0:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides when the run ends
         with joined() as ranks:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun tells all to end: the first finishes its epoch, and needs us
             upstream.assist(settings.storage.root, ranks)
         return
     progress: Bar | Lines = Bar(console) if console.is_terminal else Lines()

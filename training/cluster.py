@@ -80,26 +80,39 @@ def spread(features: Tensor) -> float:
 def whiten(features: Tensor, dims: int) -> Tensor:
     """Project features (N, D) on their first principal components, each of unit variance, then scale each row to length 1 [0].
 
-    Gives (N, min(dims, D, N - 1)) float32. By the covariance and its eigenvectors: several times as fast as a decomposition of
-    the features themselves. A row of zeros stays one.
+    Gives (N, min(dims, D, N - 1)) float32. By the smaller of covariance and inner products, and its eigenvectors: several times as
+    fast as a decomposition of the features themselves. A row of zeros stays one.
     """
     rows = features.float()
     rows = rows - rows.mean(dim=0)  # (N, D)
-    covariance = rows.T @ rows / len(rows)  # (D, D)
-    values, vectors = torch.linalg.eigh(covariance)  # ascending
-    kept = max(1, min(dims, rows.shape[1], len(rows) - 1))
-    values, vectors = values[-kept:].flip(0), vectors[:, -kept:].flip(1)
-    values = values.clamp(min=float(values[0]) * EIGENVALUE_MIN + TINY)
-    return _unit(rows @ (vectors * values.rsqrt()))
+    count, width = rows.shape
+    kept = max(1, min(dims, width, count - 1))
+    if count > width:
+        values, vectors = _eigenvectors(rows.T @ rows / count)  # (D), (D, D)
+        along = rows @ vectors[:, -kept:]
+    else:
+        values, vectors = _eigenvectors(rows @ rows.T / count)  # (N), (N, N)
+        along = vectors[:, -kept:] * (values[-kept:].clamp(min=0) * count).sqrt()
+    values = values[-kept:]
+    values = values.clamp(min=float(values[-1]) * EIGENVALUE_MIN + TINY)
+    return _unit((along * values.rsqrt()).flip(1))  # (N, kept), the largest component first
 
 
 def kmeans(
-    rows: Floats, k: int, *, seed: int, iterations: int = 20, spherical: bool = False, smallest: int = 2, threads: int = 0
+    rows: Floats,
+    k: int,
+    *,
+    seed: int,
+    iterations: int = 20,
+    spherical: bool = False,
+    smallest: int = 2,
+    threads: int = 0,
+    gpu: int | None = None,
 ) -> Assignment:
     """Put rows (N, D) into `k` clusters by faiss, and repair what it leaves empty or smaller than `smallest`.
 
     `spherical`: rows are of length 1, and so are the centroids, as DeepCluster-v2 needs them [1].
-    `threads`: those of faiss, 0 as it is.
+    `threads`: those of faiss, 0 as it is. `gpu`: where it works, when faiss was built for GPUs; None is the CPU.
 
     Raises
     ------
@@ -113,7 +126,7 @@ def kmeans(
     parameters.niter, parameters.seed, parameters.spherical = iterations, seed % (2**31 - 1), spherical
     parameters.min_points_per_centroid, parameters.max_points_per_centroid = 1, len(rows)  # neither complain nor leave rows out
     clustering = faiss.Clustering(rows.shape[1], k, parameters)
-    index = _index(rows.shape[1])
+    index = _index(rows.shape[1], gpu)
     before = faiss.omp_get_max_threads()
     try:
         if threads:
@@ -162,11 +175,24 @@ def _unit(rows: Tensor) -> Tensor:
     return rows / length.clamp(min=TINY)
 
 
-def _index(dims: int) -> faiss.Index:
-    """Give an exact index, on the first GPU where faiss was built for one."""
+def _eigenvectors(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Give the eigenvalues, ascending, and the eigenvectors of a symmetric matrix.
+
+    Features that no image has leave many eigenvalues at zero, and torch's algorithm (MKL's) may give up over them; numpy's does not.
+    """
+    try:
+        values, vectors = torch.linalg.eigh(covariance)
+    except torch.linalg.LinAlgError:
+        plain = np.linalg.eigh(covariance.double().cpu().numpy())
+        values, vectors = (torch.from_numpy(each).float().to(covariance.device) for each in plain)
+    return values, vectors
+
+
+def _index(dims: int, gpu: int | None) -> faiss.Index:
+    """Give an exact index, on the GPU of this number where faiss was built for one."""
     index: faiss.Index = faiss.IndexFlatL2(dims)
-    if getattr(faiss, "get_num_gpus", lambda: 0)() > 0:
-        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+    if gpu is not None and getattr(faiss, "get_num_gpus", lambda: 0)() > gpu:
+        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), gpu, index)
     return index
 
 

@@ -2,7 +2,8 @@
 
 In: settings, a recipe, what the run is ordered to do. Out: a folder in which steps leave their results, open to one process (with
 the helpers that torchrun gave it); its row says how it ended, whatever ended it. What a run is bound to (`run.json`) must never
-change: another recipe, device, number of processes or version is refused. Nothing is learned here.
+change: another recipe, device, number of processes or version is refused; the number of processes may change when a person says so,
+and then is told. Nothing is learned here.
 """
 
 from __future__ import annotations
@@ -143,6 +144,8 @@ class RunFolder:
             self.path = folder
             self.bound = self.step("run.json", self._bind)
             self._require_same()
+            if self.bound["processes"] != self.ranks.size and not self.ended:
+                self._rebind()
             threads = torch.get_num_threads()
             torch.set_num_threads(self.threads)
             event(log, "training started", run=self.path.name, recipe=self.recipe.name, device=self.bound["device"])
@@ -158,8 +161,8 @@ class RunFolder:
 
     @property
     def threads(self) -> int:
-        """CPU threads of this process; those of the run are shared by its processes."""
-        return max(1, int(self.bound["threads"]) // self.ranks.size)
+        """CPU threads of this process; those of the machine are shared by the run's processes on it."""
+        return max(1, int(self.bound["threads"]) // self.ranks.here)
 
     def _recall(self, run_id: str) -> None:
         """Read what a run is bound to, before anything of it is changed."""
@@ -279,6 +282,22 @@ class RunFolder:
             others.append(f"{self.bound['processes']} processes (now {self.ranks.size}; --other-processes goes on all the same)")
         if others:
             raise OtherRun(f"run {self.path.name} was started with {', '.join(others)}; go on with that, or start a new run")
+
+    def _rebind(self) -> None:
+        """Write down that a person let another number of processes go on: from now on the run is bound to that one."""
+        change = {"at": self.now().isoformat(), "was": self.bound["processes"], "became": self.ranks.size}
+        changes = [*self.bound.get("other_processes", ()), change]
+        self.bound |= {"processes": self.ranks.size, "other_processes": changes}
+        self.write_plain("run.json", self.bound)
+        event(log, "another number of processes goes on", level=logging.WARNING, run=self.path.name, **change)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What whoever reads a result of the run must know about how it was made."""
+        return tuple(
+            f"Begun with {one['was']} processes, gone on with {one['became']} from {one['at'][:16]} on: not the bits of either number."
+            for one in self.bound.get("other_processes", ())
+        )
 
     def step(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Give what a step left in its file, or let it make that now."""

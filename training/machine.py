@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -35,6 +36,16 @@ def device_set(asked: str) -> str:
 def processes(asked: int, device: str) -> int:
     """Say how many processes a run has here: as many as the settings ask for, or one for each GPU, or one."""
     return asked or (len(list(NVIDIA.iterdir())) if device_set(device).endswith(":gpu") and NVIDIA.is_dir() else 1)
+
+
+def launcher(processes: int) -> tuple[str, ...]:
+    """Give the command that starts so many processes of the trainer here; the trainer's own options follow it.
+
+    All of it is on this machine, whose name may be known to nobody, or stand for an address that the unit may not speak to. After
+    `--` torchrun reads nothing as its own: our `--run` could be the beginning of its `--run-path`.
+    """
+    at = ("--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(processes))
+    return (sys.executable, "-m", "torch.distributed.run", *at, "-m", "--", "training")
 
 
 def this_process() -> Worker:

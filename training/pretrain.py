@@ -37,12 +37,14 @@ from training import cluster
 from training.augment import plain
 from training.cluster import Assignment, Labels
 from training.engine import Engine, fits, is_out_of_memory
-from training.ranks import Ranks
+from training.ranks import Ranks, met
 from training.recipe import Classifier, Pretraining, seed_for, uniforms
 from training.views import DRAWS, view
 
 EVAL_BATCH = 64
 """Pictures of one forward pass without gradients; the same whatever the number of processes, so that its bits are."""
+PIECE = 1024
+"""Pictures that go to the GPU together."""
 SETTLED = 5
 """From this epoch on consecutive assignments must agree."""
 SPREAD_MIN = 1e-3
@@ -95,8 +97,12 @@ class Gallery:
     def settle(self, device: str) -> None:
         """Bring all pictures to the GPU when half of its free memory holds them: 42,608 of 256 pixels are 2.8 GB."""
         size = len(self) * self.rows[0].nbytes
-        if not self.resident and fits(size, device):
-            self.resident.append(torch.from_numpy(self.rows[self.at]).to(device))
+        if self.resident or not fits(size, device):
+            return
+        held = torch.empty((len(self), *self.rows.shape[1:]), dtype=torch.uint8, device=device)
+        for start in range(0, len(self), PIECE):  # each process of a machine does this: whole copies of all would fill its memory
+            held[start : start + PIECE] = torch.from_numpy(self.rows[self.at[start : start + PIECE]])
+        self.resident.append(held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +121,7 @@ class Part:
     engine: Engine
     ranks: Ranks
     threads: int
-    """CPU threads of all processes together; the cluster phase, which is rank 0's alone, uses them all."""
+    """CPU threads of all processes of a machine together; the cluster phase, which is rank 0's alone, uses them all."""
     seed: int
     size_px: int
     batch: int
@@ -189,7 +195,7 @@ def features(network: Network, gallery: Gallery, part: Part, *, embed: bool = Fa
                 continue
             positions = np.arange(start, min(start + EVAL_BATCH, len(gallery)))
             with part.engine.autocast():
-                logits, pooled = network(part.engine.lay(plain(gallery.take(positions).to(part.engine.device))))
+                logits, pooled = network(part.engine.lay(plain(part.engine.bring(gallery.take(positions)))))
             out = (logits if embed else pooled).float()
             own.append(functional.pad(out, (0, 0, 0, EVAL_BATCH - len(out))))
         rounds = math.ceil(len(starts) / ranks.size)
@@ -258,7 +264,8 @@ def _train(method: _Method, epochs: int, part: Part, state: State | None) -> Sta
         optimiser.load_state_dict(state["optimiser"])
         lines, done = list(state["lines"]), int(state["epoch"])
     method.gallery.settle(part.engine.device)
-    module = _parallel(method.network, part)
+    with met():
+        module = _parallel(method.network, part)
     for epoch in range(done + 1, epochs + 1):
         started = time.perf_counter()
         plan = method.plan(epoch)
@@ -283,6 +290,7 @@ def _train(method: _Method, epochs: int, part: Part, state: State | None) -> Sta
         if part.ranks.first:
             part.keep(state)
             part.on_epoch(line)
+        part.ranks.follow()
     if state is None:
         raise ValueError("a training of no epochs has no state")
     return state
@@ -307,7 +315,8 @@ def _one_epoch(
             logits = module(*images)
         loss = method.loss(logits.float(), positions)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with met():  # the gradients of all
+            loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         total += loss.detach()
         if part.ranks.first:
@@ -397,6 +406,7 @@ class _Clustering:
             spherical=spherical,
             smallest=how.smallest,
             threads=self._part.threads,
+            gpu=self._part.engine.gpu,
         )
         largest = found.sizes.max() / len(self.gallery)
         if largest > how.largest_max:
@@ -423,7 +433,7 @@ class _Clustering:
     ) -> Tensor:
         views = self._how.views
         drawn = uniforms(self._part.seed, purpose, epoch, _names(self.gallery.ids, positions, turns), DRAWS)
-        rows = self.gallery.take(positions)
+        rows = self._part.engine.bring(self.gallery.take(positions))
         return view(rows, drawn, size_px, scale=scale, flip=views.flip, brightness=views.brightness, contrast=views.contrast)
 
     def _large(self, epoch: int, positions: Labels, turns: Labels) -> Tensor:
@@ -454,7 +464,8 @@ class _Classic(_Clustering):
         if (apart := cluster.spread(pooled)) < SPREAD_MIN:
             raise Collapsed(f"all images have nearly the same features in epoch {epoch} (spread {apart:.1e})")
         with _all_threads(self._part):
-            rows = cluster.whiten(pooled, self._how.dims)
+            # where one process has the features: several bring them over the CPU, and the bits are to be the same
+            rows = cluster.whiten(pooled.to(self._part.engine.device), self._how.dims)
         return Clusters(self._cluster(epoch, rows, spherical=False), rows.cpu().numpy())
 
     def plan(self, epoch: int) -> _Plan:
@@ -598,7 +609,7 @@ class _Supervised:
 
     def views(self, epoch: int, positions: Labels, turns: Labels) -> list[Tensor]:
         drawn = uniforms(self._part.seed, "classifier/view", epoch, _names(self.gallery.ids, positions, turns), DRAWS)
-        rows = self.gallery.take(positions)
+        rows = self._part.engine.bring(self.gallery.take(positions))
         return [view(rows, drawn, self._part.size_px, scale=(0.6, 1.0), flip=True, brightness=0.08, contrast=0.15)]
 
     def loss(self, logits: Tensor, positions: Labels) -> Tensor:

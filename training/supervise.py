@@ -13,7 +13,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -169,17 +168,11 @@ def words_of(root: Path, run_id: int) -> Path:
 
 
 def torchrun(config: Path, processes: int) -> Callable[[Run], Sequence[str]]:
-    """Give what makes the command of a trainer of so many processes.
-
-    All of it is on this machine, whose name may be known to nobody, or stand for an address that the unit may not speak to.
-    """
+    """Give what makes the command of a trainer of so many processes."""
 
     def command(run: Run) -> Sequence[str]:
         recipe = ("--recipe", run.recipe) if run.recipe else ("--run", run.folder)  # releases before 0.2 kept no recipe
-        return (
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
-            *("--nproc-per-node", str(processes)),
-            *("-m", "training", "--config", str(config.resolve()), *recipe, "--row", str(run.id), "--try", str(run.tries)),
-        )
+        row = ("--row", str(run.id), "--try", str(run.tries))
+        return (*machine.launcher(processes), "--config", str(config.resolve()), *recipe, *row)
 
     return command

@@ -105,7 +105,7 @@ class Job:
 def assist(root: Path, ranks: Ranks) -> None:
     """Do what rank 0 says until it says no more."""
     while (job := ranks.told(None)) is not None:
-        torch.set_num_threads(max(1, job.threads // ranks.size))
+        torch.set_num_threads(max(1, job.threads // ranks.here))
         _do(job, root, ranks)
 
 
@@ -190,7 +190,7 @@ class Upstream:
         self._take_over(place)
         found = self._clusters(pool, place, how, labelled.training)
         told = self._classified(pool, found, place, how)
-        probed = self.desk.step(f"{place}/probe.json", lambda: self._probed(place, how, labelled.training))
+        probed = self.desk.step(f"{place}/probe.json", lambda: self._remarked(self._probed(place, how, labelled.training)))
         file = self.desk.path / place / "backbone.pt"
         event(log, "pretraining judged", run=self.desk.path.name, offered=probed["offered"], accuracy=told["accuracy"]["value"])
         return self._pretrained(self.desk.path.name, file, probed, pool.patients)
@@ -354,6 +354,9 @@ class Upstream:
         )
         return told
 
+    def _remarked(self, probed: dict[str, Any]) -> dict[str, Any]:
+        return probed | {"words": " ".join([probed["words"], *self.desk.remarks])}
+
     def _probable(self, labelled: Sequence[Sample]) -> bool:
         targets, patients = [one.target for one in labelled], [one.pid for one in labelled]
         return probe.possible(targets, patients, len(self.desk.recipe.classes), self._folds)
@@ -452,9 +455,10 @@ class Upstream:
             try:
                 state: State = self._all(job, keep=keeper.keep, on_epoch=on_epoch, on_batch=self.desk.progress.within, look=look)
             except TooLarge:
-                if self.desk.ranks.size > 1:
+                fitting = self._fitting(job.state, job.batch)
+                if self.desk.ranks.size > 1 or fitting == job.batch:
                     raise  # the others are in the middle of a step: all start anew, with the batch that was noted
-                job = replace(job, batch=self._fitting(job.state, job.batch))
+                job = replace(job, batch=fitting)
                 event(log, "batch halved", level=logging.WARNING, run=self.desk.path.name, fit=fit, batch=job.batch)
                 self.desk.progress.stage(f"{fit}, batch halved to {job.batch}: the memory is too small", job.how.epochs)
                 continue
@@ -539,7 +543,8 @@ def _do(
     recipe = job.recipe
     cache = Cache(root / "cache", Preprocessing(recipe.size_px))
     gallery = _gallery(cache, job.images)
-    state = checkpoint.load(job.state) if job.state.is_file() else None
+    # rank 0 reads it for all: on another machine a shared folder may show what stood there a minute ago
+    state = ranks.told(checkpoint.load(job.state) if ranks.first and job.state.is_file() else None)
     part = Part(
         replace(job.engine, device=f"cuda:{ranks.local}") if job.engine.device == "cuda" else job.engine,
         ranks,

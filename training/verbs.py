@@ -204,32 +204,51 @@ def cancel(run: RunName, reason: Reason, config: Config = DEFAULT_CONFIG) -> Non
 
 
 @app.command("resume")
-def resume(run: RunName, reason: Reason, config: Config = DEFAULT_CONFIG) -> None:
-    """Queue a run again that failed, was cancelled or interrupted; it goes on from its last finished step."""
+def resume(
+    run: RunName,
+    reason: Reason,
+    other_processes: Annotated[
+        bool, typer.Option("--other-processes", help="Go on with another number of processes, here in the foreground.")
+    ] = False,
+    config: Config = DEFAULT_CONFIG,
+) -> None:
+    """Queue a run again that failed, was cancelled or interrupted; it goes on from its last finished step.
+
+    With another number of processes than it began with it comes to another model: --other-processes lets it go on all the same,
+    here in the foreground, with as many as the settings say now; its run.json and its report say so.
+    """
     from training.machine import settle
 
     with _catalogue(load(config)) as catalogue:
         settle(catalogue, datetime.now(UTC))
-        row = catalogue.runs.resume(catalogue.runs.named(run).id, by=login(), reason=reason, now=datetime.now(UTC))
+        row = catalogue.runs.named(run)
+        if other_processes:
+            told, subject = "run resumed with another number of processes", f"run {row.id}"
+            catalogue.history.note(by=login(), what=told, subject=subject, reason=reason, now=datetime.now(UTC))
+        else:
+            row = catalogue.runs.resume(row.id, by=login(), reason=reason, now=datetime.now(UTC))
         alive = _scheduler_lives(catalogue)
+    if other_processes:
+        _train(config, "", {"other_processes": True}, row.folder)
+        return
     typer.echo(f"run {row.id} waits for its device set; `osteon train watch {row.id}` follows it")
     if not alive:
         typer.echo("No scheduler runs: `osteon schedule` runs one, also without a [[schedule]] in the settings.")
 
 
-def _train(config: Path, recipe: str, ordered: dict[str, Any]) -> None:
-    """Start a run in the foreground: here, or under torchrun where it has several processes."""
-    from training.machine import processes
+def _train(config: Path, recipe: str, ordered: dict[str, Any], run: str = "") -> None:
+    """Start a run, or go on with `run`, in the foreground: here, or under torchrun where it has several processes."""
+    from training import machine
 
     asked = load(config).training
-    count = processes(asked.processes, asked.device)
+    count = machine.processes(asked.processes, asked.device)
     if count > 1:
-        words = (*("--config", str(config)), *(("--recipe", recipe) if recipe else ()), "--orders", json.dumps(ordered))
-        command = (*(sys.executable, "-m", "torch.distributed.run", "--standalone"), *("--local-addr", "127.0.0.1"))
-        os.execv(sys.executable, (*command, "--nproc-per-node", str(count), "-m", "training", *words))  # noqa: S606 - no shell is meant
+        which = ("--run", run) if run else ("--recipe", recipe) if recipe else ()
+        words = ("--config", str(config), *which, "--orders", json.dumps(ordered))
+        os.execv(sys.executable, (*machine.launcher(count), *words))  # noqa: S606 - no shell is meant
     from training.__main__ import train
 
-    train(config, recipe, ordered=ordered)
+    train(config, recipe, run, ordered=ordered)
 
 
 def _reported(site: Settings, catalogue: Catalogue, run: str) -> Path:

@@ -135,6 +135,17 @@ def test_a_run_of_a_release_that_kept_no_recipe_goes_on_by_that_of_its_folder(fl
     assert " --run run-7 --row 1 --try 0" in " ".join(command(replace(run, recipe="", folder="run-7")))
 
 
+def test_torchrun_takes_none_of_the_trainers_options_for_its_own(floor: Floor) -> None:
+    """It would: our --run is the beginning of its --run-path."""
+    from torch.distributed.run import parse_args
+
+    run = replace(floor.run(floor.ask()), recipe="", folder="run-7")
+    command = torchrun(Path("ae_config.toml"), 4)(run)
+    read = parse_args(command[3:])
+    assert (read.nproc_per_node, read.module, read.training_script) == ("4", True, "training")
+    assert read.training_script_args[2:] == ["--run", "run-7", "--row", "1", "--try", "0"]
+
+
 def test_a_killed_trainer_is_started_again_after_a_while_and_ends(floor: Floor) -> None:
     run = floor.ask()
     supervisor = floor.supervisor()
