@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 TOOLS  := $(VENV)/.test-tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long bench-gate bench-serve check format build clean
+.PHONY: help setup demo test test-long bench-gate bench-serve bench-train check format build clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -34,6 +34,9 @@ check: $(READY) ## format, lint, types, imports, what the docs claim
 
 bench-serve: $(READY) ## time the node's inference beside ONNX Runtime alone (about 2 minutes)
 	@$(BIN)/python tests/bench/serve.py
+
+bench-train: $(READY) ## time pretraining and fine-tuning beside a straightforward loop
+	@$(BIN)/python tests/bench/train.py
 
 format: $(READY) ## put the code into its format
 	$(BIN)/ruff format .

@@ -39,7 +39,7 @@ def view(
     around = torch.from_numpy(np.asarray(draws[:, 4:6] * 2 - 1, np.float32)).to(rows.device)
     gain = ((1 + around[:, 1] * contrast) / 255).view(-1, 1, 1, 1)
     offset = (around[:, 0] * brightness).view(-1, 1, 1, 1)
-    return torch.addcmul(offset, parts.float(), gain).clamp_(0, 1)
+    return parts.float().mul_(gain).add_(offset).clamp_(0, 1)
 
 
 def _parts(
@@ -48,15 +48,15 @@ def _parts(
     whole = rows.shape[-1]
     edges = np.clip(np.rint(side * whole), min(SIDE_MIN, whole), whole).astype(int)
     tops, lefts = ((draws[:, axis] * (whole - edges + 1)).astype(int) for axis in (1, 2))
-    out = torch.empty(len(rows), 1, size_px, size_px, dtype=torch.uint8)
-    for row, (edge, top, left, turn) in enumerate(
-        zip(edges.tolist(), tops.tolist(), lefts.tolist(), mirrored.tolist(), strict=True)
-    ):
-        part = rows[row, top : top + edge, left : left + edge][None, None]
+    parts = []
+    for row, edge, top, left, turn in zip(rows, edges.tolist(), tops.tolist(), lefts.tolist(), mirrored.tolist(), strict=True):
+        part = row[top : top + edge, left : left + edge][None, None]
+        if turn:  # before it is resized: most parts grow by that, and the result is the same to the bit
+            part = part.flip(-1)
         if edge != size_px:
             part = functional.interpolate(part, size=(size_px, size_px), mode="bilinear", antialias=True)
-        out[row] = part[0].flip(-1) if turn else part[0]
-    return out
+        parts.append(part)
+    return torch.cat(parts)
 
 
 def _grid(
