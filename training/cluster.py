@@ -80,8 +80,8 @@ def spread(features: Tensor) -> float:
 def whiten(features: Tensor, dims: int) -> Tensor:
     """Project features (N, D) on their first principal components, each of unit variance, then scale each row to length 1 [0].
 
-    Gives (N, min(dims, D, N - 1)) float32. By the smaller of covariance and inner products, and its eigenvectors: several times as
-    fast as a decomposition of the features themselves. A row of zeros stays one.
+    Gives (N, min(dims, D, N - 1)) float32. By the smaller of covariance and inner products, and its eigenvectors: several times
+    as fast as a decomposition of the features themselves. A row of zeros stays one.
     """
     rows = features.float()
     rows = rows - rows.mean(dim=0)  # (N, D)
@@ -178,11 +178,12 @@ def _unit(rows: Tensor) -> Tensor:
 def _eigenvectors(covariance: Tensor) -> tuple[Tensor, Tensor]:
     """Give the eigenvalues, ascending, and the eigenvectors of a symmetric matrix.
 
-    Features that no image has leave many eigenvalues at zero, and torch's algorithm (MKL's) may give up over them; numpy's does not.
+    Features that no image has leave many eigenvalues at zero, and torch's algorithm (MKL's) may give up over them; numpy's does
+    not.
     """
     try:
         values, vectors = torch.linalg.eigh(covariance)
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch does not list it
         plain = np.linalg.eigh(covariance.double().cpu().numpy())
         values, vectors = (torch.from_numpy(each).float().to(covariance.device) for each in plain)
     return values, vectors

@@ -2,8 +2,8 @@
 
 In: settings, a recipe, what the run is ordered to do. Out: a folder in which steps leave their results, open to one process (with
 the helpers that torchrun gave it); its row says how it ended, whatever ended it. What a run is bound to (`run.json`) must never
-change: another recipe, device, number of processes or version is refused; the number of processes may change when a person says so,
-and then is told. Nothing is learned here.
+change: another recipe, device, number of processes or version is refused; the number of processes may change when a person says
+so, and then is told. Nothing is learned here.
 """
 
 from __future__ import annotations
@@ -295,7 +295,8 @@ class RunFolder:
     def remarks(self) -> tuple[str, ...]:
         """What whoever reads a result of the run must know about how it was made."""
         return tuple(
-            f"Begun with {one['was']} processes, gone on with {one['became']} from {one['at'][:16]} on: not the bits of either number."
+            f"Begun with {one['was']} processes, gone on with {one['became']} from {one['at'][:16]} on: "
+            "not the bits of either number."
             for one in self.bound.get("other_processes", ())
         )
 

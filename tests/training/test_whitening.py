@@ -19,7 +19,7 @@ def features(count: int, width: int, *, dead: int = 0) -> Tensor:
 def decomposed(rows: Tensor, dims: int) -> Tensor:
     """Whiten by the singular values of the features themselves, in double precision."""
     rows = rows.double() - rows.double().mean(dim=0)
-    left, values, _ = torch.linalg.svd(rows, full_matrices=False)
+    left, _, _ = torch.linalg.svd(rows, full_matrices=False)
     kept = left[:, :dims] * len(rows) ** 0.5
     return kept / kept.norm(dim=1, keepdim=True)
 
