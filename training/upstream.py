@@ -20,6 +20,7 @@ import io
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -445,12 +446,8 @@ class Upstream:
 
             def on_epoch(line: Line, keeper: _Keeper = keeper) -> None:
                 keeper.note(line)
-                try:
-                    self.desk.progress.epoch(fit, {"fit": fit} | line)
-                    self.desk.progress.advance(int(line["epoch"]))
-                except BaseException:
-                    keeper.write()  # told to stop: what is done is kept
-                    raise
+                self.desk.progress.epoch(fit, {"fit": fit} | line)
+                self.desk.progress.advance(int(line["epoch"]))
 
             try:
                 state: State = self._all(job, keep=keeper.keep, on_epoch=on_epoch, on_batch=self.desk.progress.within, look=look)
@@ -460,9 +457,11 @@ class Upstream:
                     raise  # the others are in the middle of a step: all start anew, with the batch that was noted
                 job = replace(job, batch=fitting)
                 event(log, "batch halved", level=logging.WARNING, run=self.desk.path.name, fit=fit, batch=job.batch)
-                self.desk.progress.stage(f"{fit}, batch halved to {job.batch}: the memory is too small", job.how.epochs)
+                epochs = job.how.classifier.epochs if job.what == "classify" else job.how.epochs
+                self.desk.progress.stage(f"{fit}, batch halved to {job.batch}: the memory is too small", epochs)
                 continue
-            keeper.write()
+            finally:
+                keeper.write()  # told to stop, diverged or collapsed: the last good state is kept
             return state
 
     # --- a sweep --------------------------------------------------------------------------------------------------------------
@@ -513,7 +512,7 @@ class _Keeper:
 
     def keep(self, state: State) -> None:
         """Remember the newest state; write it when the last one is old."""
-        self._state = state
+        self._state = deepcopy(state)  # the next epoch goes on in the same tensors
         if monotonic() - self._at > KEEP_S:
             self.write()
 
