@@ -261,19 +261,30 @@ class _Cycle:
 
     def start(self, frozen: Corpus) -> Pretrained | None:
         """Give the pretraining that fine-tuning starts from; None when the recipe has none, or none is offered."""
+        found: Pretrained | None
         if self.desk.orders.start_from:
-            return self.upstream.taken_from(self.desk.orders.start_from)
-        if self.desk.recipe.pretraining is None:
+            found, words = self.upstream.taken_from(self.desk.orders.start_from), "A person named the run to start from."
+        elif self.desk.recipe.pretraining is None:
             return None
-        if self.desk.orders.kind == "finetune":
-            found = self.upstream.newest(frozen)
+        elif self.desk.orders.kind == "finetune":
+            found, words = self._newest(frozen)
         else:
             learned = self.upstream.learn(self.upstream.pool(), frozen)
-            found = learned if learned.offered else None
-        there = self.desk.step("start.json", lambda: {"run": found.run if found else "", "sha256": found.sha256 if found else ""})
-        if there["sha256"] != (found.sha256 if found else ""):
+            found, words = learned if learned.offered else None, learned.words
+        here = {"run": found.run if found else "", "sha256": found.sha256 if found else "", "words": words}
+        there = self.desk.step("start.json", lambda: here)
+        if there["sha256"] != here["sha256"]:
             raise OtherRun("the pretraining this run started from is not the one there is now; start a new run")
+        event(log, "start chosen", run=self.desk.path.name, start=there["run"] or self.desk.recipe.start, words=there["words"])
         return found
+
+    def _newest(self, frozen: Corpus) -> tuple[Pretrained | None, str]:
+        """Give the newest pretraining that is offered; a run that goes on stays with the one it began with."""
+        if (self.desk.path / "start.json").is_file():
+            there = self.desk.read("start.json")
+            return self.upstream.taken_from(there["run"]) if there["run"] else None, there["words"]
+        found = self.upstream.newest(frozen)
+        return found, found.words if found else "No other run offers a pretraining that this recipe may start from."
 
     # --- fine-tuning ------------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ import io
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,7 @@ from node.logs import event
 from training import checkpoint, corpus, evaluate, pretrain, probe
 from training.corpus import Corpus, CorpusChanged, NotEnough, Pool, Pooled, Sample, Split
 from training.engine import Engine, chosen
-from training.folder import RunFolder
+from training.folder import OtherRun, RunFolder
 from training.pretrain import Clusters, Gallery, Line, Part, State, TooLarge
 from training.ranks import Ranks
 from training.recipe import Pretraining, Recipe, seed_for
@@ -123,6 +124,7 @@ class Upstream:
         while self._names_locked(pool):
             if self._begun or self.desk.orders.extends:
                 raise CorpusChanged("a patient of this run's pretraining list is in the locked set now; start a new run")
+            (self.desk.path / "split.json").unlink(missing_ok=True)  # it deals the patients of the list that goes
             self.desk.write_plain(POOL, self._freeze())
             pool = Pool.from_plain(self.desk.read(POOL))
         missing = {one.sop_uid for one in pool.images if self.cache.get(one.sop_uid) is None}
@@ -261,6 +263,8 @@ class Upstream:
         source = self.desk.root / "runs" / extended / place / "state.pt"
         if not source.is_file():
             raise NothingToLearn(f"run {extended} has no state of a pretraining to go on from")
+        if self._read_of(extended, "run.json")["recipe_digest"] != self.desk.bound["recipe_digest"]:
+            raise OtherRun(f"run {extended} was started with another recipe than this one: it cannot go on in it")
         if (done := int(checkpoint.load(source)["epoch"])) >= self._how.epochs:
             raise NothingToLearn(f"the pretraining of run {extended} has {done} epochs already; ask for more than that in all")
         for file in (_batch_file(source), source):  # the state last: where it is, all is taken over
@@ -322,7 +326,7 @@ class Upstream:
         if not self._probable(labelled):
             return told | {"words": "Not offered: too few labelled patients outside the locked set to probe it."}
         self.desk.progress.stage("probing what was learned")
-        start = self._network(2)
+        start = self._network(how.clusters if how.method == "deepcluster" else 2)  # a ResNet draws its stem after its head
         learned, clustered = self._network(2), self._network(2)
         learned.backbone.load_state_dict(checkpoint.load(file))
         state = checkpoint.load(self.desk.path / place / "state.pt")
@@ -445,12 +449,8 @@ class Upstream:
 
             def on_epoch(line: Line, keeper: _Keeper = keeper) -> None:
                 keeper.note(line)
-                try:
-                    self.desk.progress.epoch(fit, {"fit": fit} | line)
-                    self.desk.progress.advance(int(line["epoch"]))
-                except BaseException:
-                    keeper.write()  # told to stop: what is done is kept
-                    raise
+                self.desk.progress.epoch(fit, {"fit": fit} | line)
+                self.desk.progress.advance(int(line["epoch"]))
 
             try:
                 state: State = self._all(job, keep=keeper.keep, on_epoch=on_epoch, on_batch=self.desk.progress.within, look=look)
@@ -460,9 +460,11 @@ class Upstream:
                     raise  # the others are in the middle of a step: all start anew, with the batch that was noted
                 job = replace(job, batch=fitting)
                 event(log, "batch halved", level=logging.WARNING, run=self.desk.path.name, fit=fit, batch=job.batch)
-                self.desk.progress.stage(f"{fit}, batch halved to {job.batch}: the memory is too small", job.how.epochs)
+                epochs = job.how.classifier.epochs if job.what == "classify" else job.how.epochs
+                self.desk.progress.stage(f"{fit}, batch halved to {job.batch}: the memory is too small", epochs)
                 continue
-            keeper.write()
+            finally:
+                keeper.write()  # told to stop, diverged or collapsed: the last good state is kept
             return state
 
     # --- a sweep --------------------------------------------------------------------------------------------------------------
@@ -513,7 +515,7 @@ class _Keeper:
 
     def keep(self, state: State) -> None:
         """Remember the newest state; write it when the last one is old."""
-        self._state = state
+        self._state = deepcopy(state)  # the next epoch goes on in the same tensors
         if monotonic() - self._at > KEEP_S:
             self.write()
 
