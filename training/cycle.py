@@ -52,14 +52,15 @@ from node.keep.catalogue import Catalogue
 from node.keep.records import TrainingImage
 from node.logs import event
 from node.settings import Settings
-from training import checkpoint, corpus, evaluate, export, finetune, pages, plots, promote
+from training import checkpoint, corpus, evaluate, export, finetune, promote
 from training.corpus import Chosen, Corpus, CorpusChanged, Fold, Sample
 from training.engine import Engine, is_out_of_memory
-from training.evaluate import Predictions
+from training.evaluate import LOCKED, OUT_OF_FOLD, Predictions
 from training.finetune import Epoch, Fitted, Pictures
 from training.folder import Orders, OtherRun, Progress, RunFolder, Ticket, fit_of, journal_lines
 from training.ranks import Ranks
 from training.recipe import Recipe, seed_for
+from training.report import Report
 from training.upstream import Pretrained, Upstream
 
 log = logging.getLogger("osteon.training")
@@ -67,8 +68,6 @@ log = logging.getLogger("osteon.training")
 FLOAT = Engine()
 """What goes into service computes in float32 on a processor: so do the figures that speak for it."""
 
-OUT_OF_FOLD = "out of fold"
-LOCKED = "locked patients"
 PROVEN_ON = 64
 """Pictures on which file and network are held against each other, or somewhat more."""
 
@@ -249,15 +248,19 @@ class _Cycle:
 
     def upstream_only(self, frozen: Corpus) -> Outcome:
         """Pretrain, or sweep over the numbers of clusters, and end there."""
-        pool = self.upstream.pool()
+        pool, page = self.upstream.pool(), Report(self.desk, self.cache, frozen)
         if self.desk.orders.kind == "sweep":
             found = self.upstream.sweep(pool, frozen)
             probes = f", by the probes {found['by_probes']}" if found["by_probes"] else ""
-            said, words = "swept", f"Number of clusters by the study's rule: {found['by_study_rule']}{probes}."
+            words = f"Number of clusters by the study's rule: {found['by_study_rule']}{probes}."
+            outcome = {"version": "", "decision": "swept", "words": words, "by_hand": ""}
+            page.of_sweep(outcome)
         else:
             pretrained = self.upstream.learn(pool, frozen)
-            said, words = "offered" if pretrained.offered else "not offered", pretrained.words
-        return self.done({"version": "", "decision": said, "words": words, "by_hand": ""})
+            said = "offered" if pretrained.offered else "not offered"
+            outcome = {"version": "", "decision": said, "words": pretrained.words, "by_hand": ""}
+            page.of_pretraining(outcome)
+        return self.done(outcome)
 
     def start(self, frozen: Corpus) -> Pretrained | None:
         """Give the pretraining that fine-tuning starts from; None when the recipe has none, or none is offered."""
@@ -462,7 +465,7 @@ class _Cycle:
         }
         apart, figures["out_of_fold_why"] = self._against_champion_out_of_fold(seen, frozen, folds)
         figures["against_champion_out_of_fold"] = asdict(apart) if apart else None
-        predictions = {OUT_OF_FOLD: _plain(seen)}
+        predictions = {OUT_OF_FOLD: seen.to_plain()}
         if frozen.locked:
             figures["looks"] = self._count_look(len({sample.pid for sample in frozen.locked}))
             self._look(network, frozen, fitted.temperature, figures, predictions)
@@ -482,7 +485,7 @@ class _Cycle:
         candidate = evaluate.by_study(
             frozen.locked, finetune.predict(network, rows, engine=FLOAT)[0] / temperature, self.desk.recipe.urgent
         )
-        predictions[LOCKED] = _plain(candidate)
+        predictions[LOCKED] = candidate.to_plain()
         figures["smaller_class"] = candidate.smaller_class()
         figures[LOCKED] = self._measured(candidate, LOCKED)
         figures["groups"][LOCKED] = self._by_group(candidate, frozen.locked, LOCKED)
@@ -500,7 +503,7 @@ class _Cycle:
         if figures["champion"]:
             in_service, figures["incomparable"] = self._in_service(figures["champion"], frozen)
             if in_service is not None:
-                predictions[f"{LOCKED}, model in service"] = _plain(in_service)
+                predictions[f"{LOCKED}, model in service"] = in_service.to_plain()
                 apart = self._difference(candidate, in_service, f"AUC minus that of the model in service, {LOCKED}")
                 figures["against_champion"] = asdict(apart) if apart else None
 
@@ -527,7 +530,7 @@ class _Cycle:
                 for name in ("predictions.json", "run.json", "folds.json", "corpus.json")
             )
             theirs = evaluate.CrossValidated(
-                _predictions(predictions[OUT_OF_FOLD], self.desk.recipe.urgent),
+                Predictions.from_plain(predictions[OUT_OF_FOLD], self.desk.recipe.urgent),
                 tuple(label.name for label in self.registry.card(version).labels),
                 _folds(dealt),
                 bound["seed"],
@@ -738,79 +741,8 @@ class _Cycle:
         return self.upstream.engine()
 
     def report(self, frozen: Corpus, figures: dict[str, Any], decision: dict[str, Any]) -> None:
-        """Draw the plots and write the page."""
-        if (self.desk.path / "report.html").is_file():
-            return
-        self.desk.progress.stage("drawing the report")
-        names = [label.name for label in self.desk.recipe.classes]
-        stored = self.desk.read("predictions.json")
-        said = {name: _predictions(plain, self.desk.recipe.urgent) for name, plain in stored.items()}
-        lines = [json.loads(line) for line in journal_lines(self.desk.path / "metrics.jsonl")]
-        curves = [self._curve(name, predictions) for name, predictions in said.items() if predictions.smaller_class()]
-        seen = said[OUT_OF_FOLD]
-        cases = f"{OUT_OF_FOLD}, {len(seen.studies)} studies"
-        charts = {
-            "loss": pages.Figure("A thin line is a fold, a dot the epoch it was kept at.", plots.loss_plot(lines)),
-            "confusion": pages.Figure(
-                "Rows are the truth; a share is of its row.",
-                plots.confusion_plot(evaluate.confusion(seen), names, f"Confusion, {cases}"),
-            ),
-            "roc": pages.Figure("The band is what resampled patients give.", plots.roc_plot(curves)),
-            "calibration": pages.Figure(
-                "A dot is a tenth of the scores; above it, its studies.",
-                plots.calibration_plot(evaluate.reliability(seen), f"Calibration, {cases}"),
-            ),
-        }
-        if auc := _metric(figures[OUT_OF_FOLD].get("auc")):
-            others = [Metric(**plain) for plain in figures[f"{OUT_OF_FOLD}, trivial baselines"].values()]
-            charts["baselines"] = pages.Figure(
-                "What needs no picture reaches as much as its whiskers.",
-                plots.comparison_plot(auc, others, "AUC out of fold against trivial baselines"),
-            )
-        tables = {heading: [Metric(**plain) for plain in table] for heading, table in _tables(figures).items() if table}
-        shown = [charts[name] for name in ("baselines", "confusion", "roc", "calibration") if name in charts]
-        page = pages.Page(
-            title=f"Training run {self.desk.path.name}",
-            decision=decision["decision"],
-            words=decision["words"] + (f" A person may decide: `{decision['by_hand']}`" if decision["by_hand"] else ""),
-            headlines=[pages.Headline.of(auc) for of in (LOCKED, OUT_OF_FOLD) if (auc := _metric(figures[of].get("auc")))],
-            sections=[
-                pages.Section("How good it is", "figures", tables=tables, figures=shown),
-                pages.Section("Fine-tuning", "finetuning", figures=[charts["loss"]]),
-            ],
-            facts=self._facts(frozen, decision),
-            left_out=frozen.left_out,
-            limits=self.desk.recipe.limits,
-        )
-        self.desk.write("report.html", pages.render(page).encode())
-
-    def _facts(self, frozen: Corpus, decision: dict[str, Any]) -> dict[str, str]:
-        parity = self.desk.read("parity.json")
-        return {
-            "version": decision["version"],
-            "recipe": f"{self.desk.recipe.name} ({self.desk.recipe.digest[:12]})",
-            "expected": self.desk.recipe.expects,
-            "network": f"{self.desk.recipe.network}, {self.desk.recipe.size_px} px, start: {self.desk.recipe.start}",
-            "training list": f"{len(frozen.training)} images of {len(frozen.patients)} patients, digest {frozen.digest[:12]}",
-            "locked list": f"{len(frozen.locked)} images of {len({sample.pid for sample in frozen.locked})} patients",
-            "looks at the locked patients": str(decision["looks"]),
-            "epochs of the final model": str(decision["epochs"]),
-            "temperature": f"{decision['temperature']:.3f}",
-            "ONNX against torch": f"{parity['images']} images, logits {parity['logits']:.1e}, features {parity['features']:.1e}",
-            "machine": f"{self.desk.bound['device']}, {self.desk.bound['threads']} threads, torch {self.desk.bound['torch']}",
-        }
-
-    def _curve(self, name: str, predictions: Predictions) -> plots.Curve:
-        """Give the ROC curve with the band of 200 resamplings."""
-        false, true = evaluate.roc(predictions.positive, predictions.score)
-        grid = np.linspace(0, 1, 51)
-        drawn = []
-        for weights in evaluate.resample(predictions, seed=self._bootstrap_seed, draws=200):
-            x, y = evaluate.roc(predictions.positive, predictions.score, weights)
-            drawn.append(np.interp(grid, x, y))
-        alpha = self.desk.recipe.gate.alpha
-        low, high = np.quantile(drawn, [alpha / 2, 1 - alpha / 2], axis=0)
-        return plots.Curve(f"{name} ({len(predictions.studies)} studies)", false, true, grid, low, high)
+        """Write the page of the run."""
+        Report(self.desk, self.cache, frozen).of_cycle(figures, _tables(figures), decision)
 
     def ended(self) -> Outcome | None:
         """Give what a finished run came to, None when there is something left to do."""
@@ -880,22 +812,3 @@ def _tables(figures: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     if figures["against_champion_out_of_fold"]:
         tables["Out of fold, difference"] = [figures["against_champion_out_of_fold"]]
     return tables | {"Locked patients, differences": against}
-
-
-def _plain(predictions: Predictions) -> dict[str, Any]:
-    return {
-        "studies": list(predictions.studies),
-        "patients": list(predictions.patients),
-        "truth": predictions.truth.tolist(),
-        "probabilities": predictions.probabilities.tolist(),
-    }
-
-
-def _predictions(plain: dict[str, Any], urgent: tuple[int, ...]) -> Predictions:
-    return Predictions(
-        tuple(plain["studies"]),
-        tuple(plain["patients"]),
-        np.array(plain["truth"], np.int64),
-        np.array(plain["probabilities"], np.float64),
-        urgent,
-    )

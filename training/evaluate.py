@@ -12,6 +12,7 @@ import warnings
 from bisect import bisect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,9 @@ Floats = NDArray[np.float64]
 BINS = 10
 RESAMPLED = "bootstrap by patient"
 NO_SPREAD = "Wilson over the patients of the smaller class: nothing varied when resampled"
+OUT_OF_FOLD = "out of fold"
+LOCKED = "locked patients"
+"""Whom a figure was measured on, as its name ends."""
 UNKNOWN = "unknown"
 AGE_BANDS = ("0-4", "5-9", "10-14", "15-17", "18 and older")
 FEW = 5
@@ -52,6 +56,21 @@ class Predictions:
     def score(self) -> Floats:
         """(n,) probability of the urgent classes together."""
         return np.asarray(self.probabilities[:, list(self.urgent)].sum(axis=1), np.float64)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Give what was said as plain values."""
+        return {
+            "studies": list(self.studies),
+            "patients": list(self.patients),
+            "truth": self.truth.tolist(),
+            "probabilities": self.probabilities.tolist(),
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any], urgent: tuple[int, ...]) -> Predictions:
+        """Read back what `to_plain` gave."""
+        truth, probabilities = np.array(plain["truth"], np.int64), np.array(plain["probabilities"], np.float64)
+        return cls(tuple(plain["studies"]), tuple(plain["patients"]), truth, probabilities, urgent)
 
     def smaller_class(self) -> int:
         """Count the patients of the smaller side, urgent or not."""

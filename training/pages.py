@@ -199,10 +199,11 @@ def _section(section: Section) -> str:
 
 
 def _metrics(heading: str, metrics: Sequence[Metric]) -> str:
-    """Draw a table of figures; the bars of one table share one scale."""
+    """Draw a table of figures; the bars of one table share one scale, with no difference in the middle where they are some."""
     ends = [end for metric in metrics for end in (metric.low, metric.high, metric.value)]
-    reach = max((abs(end) for end in ends), default=1.0)
-    low, high = (0.0, 1.0) if min(ends, default=0.0) >= 0 and reach <= 1 else (-reach, reach)
+    reach = max((abs(end) for end in ends), default=1.0) or 1.0
+    apart = min(ends, default=0.0) < 0 or reach > 1 or all(" minus " in metric.name for metric in metrics)
+    low, high = (-reach, reach) if apart else (0.0, 1.0)
     head = "".join(
         f'<th scope="col"{look}>{_text(name)}</th>'
         for name, look in (("figure", ""), ("value", " class=number"), ("95 % interval", ""), ("patients", " class=number"))

@@ -108,6 +108,7 @@ class _Chart:
         labels: tuple[str, str],
         log: str = "",
         whole: bool = True,
+        counts: bool = False,
         height: float = 200.0,
     ) -> None:
         self._title, self._labels = title, labels
@@ -116,10 +117,10 @@ class _Chart:
         self.y = _Scale(*y, self._foot, _TOP, log="y" in log)
         self._marks: list[str] = []
         self._legend: list[tuple[str, str]] = []
-        self._axes(whole)
+        self._axes(whole, counts)
 
-    def _axes(self, whole: bool) -> None:
-        for value in self.y.ticks():
+    def _axes(self, whole: bool, counts: bool) -> None:
+        for value in self.y.ticks(whole=counts):
             at = self.y(value)
             self._marks.append(f'<path class="grid" d="M{_LEFT:g} {at:.1f}H{WIDTH - _RIGHT:g}"/>')
             self.text((_LEFT - 7, at + 4), _number(value), anchor="end")
@@ -141,11 +142,11 @@ class _Chart:
         """Write at a place of the paper."""
         self._marks.append(_words(*place, words, look, anchor))
 
-    def note(self, point: Point, words: str, *, below: bool = False) -> None:
-        """Write beside a point of the data, on the side where there is room."""
+    def note(self, point: Point, words: str, *, below: bool = False, lift: float = 6.0) -> None:
+        """Write beside a point of the data, on the side where there is room; `lift` is how far above it."""
         x, y = self.at(point)
         right = x < WIDTH - _RIGHT - 9 - len(words) * _LETTER
-        y = y + 15 if below else max(y - 6, _TOP + 9)
+        y = y + 15 if below else max(y - lift, _TOP + 9)
         self.text((x + 9 if right else x - 9, y), words, look="ink small", anchor="start" if right else "end")
 
     def line(self, points: Sequence[Point], look: str, name: str = "", *, tip: str = "", mark: str = "") -> None:
@@ -270,11 +271,12 @@ def sizes_plot(lines: Sequence[Line]) -> bytes:
 
 
 def probe_plot(lines: Sequence[Line], start: Mapping[str, float], cases: int) -> bytes:
-    """Draw what a k-NN and a linear probe reach on the features by epoch, measured on `cases` labelled images.
+    """Draw the AUC of a k-NN and of a linear probe on the features by epoch, measured on `cases` labelled patients.
 
     `start` holds what `knn` and `linear` reach on the weights the run began with: the dashed lines to end above.
     """
-    chart = _by_epoch(f"Probe of the features, {cases:,} images", lines, (0, 1), "accuracy")
+    known = [*start.values(), *(value for key in ("knn", "linear") for _, value in _series(lines, key))]
+    chart = _by_epoch(f"Probes of the features, {cases:,} patients", lines, _of_auc(known), "AUC")
     for key, words, look, mark in (("knn", "k-NN", "c1", "circle"), ("linear", "linear", "c2", "square")):
         _draw(chart, lines, key, look, words, mark=mark)
         if key in start:
@@ -291,11 +293,11 @@ def classifier_loss_plot(lines: Sequence[Line]) -> bytes:
     return chart.svg()
 
 
-def classifier_accuracy_plot(lines: Sequence[Line], clusters: int, cases: int) -> bytes:
-    """Draw how often step two names the cluster of one of `cases` validation images, with what guessing reaches."""
-    chart = _by_epoch(f"Accuracy of step two, {clusters:,} clusters, {cases:,} images", lines, (0, 1), "validation accuracy")
+def classifier_accuracy_plot(lines: Sequence[Line], clusters: int, chance: float) -> bytes:
+    """Draw how often step two names the cluster of a validation image; `chance` is the share of the largest cluster."""
+    chart = _by_epoch(f"Accuracy of step two, {clusters:,} clusters", lines, (0, 1), "validation accuracy")
     _draw(chart, lines, "validation_accuracy", "c1", "classifier")
-    chart.level(1 / clusters, "c5 dash", f"chance (1 of {clusters})")
+    chart.level(chance, "c5 dash", f"always the largest cluster: {chance:.2g}")
     return chart.svg()
 
 
@@ -319,7 +321,7 @@ def size_curve_plot(counts: NDArray[np.integer]) -> bytes:
     for name, share, size in zip(names, (0, 0.25, 0.5, 0.75, 1), quartiles, strict=True):
         point = (1 + share * (k - 1), float(size))
         chart.dot(point, "c1", mark="ring")
-        chart.note(point, f"{name} {size:,.4g}", below=share >= 0.75)
+        chart.note(point, f"{name} {size:,.4g}", below=share >= 0.75, lift=18 if share == 0.25 else 6)
     return chart.svg()
 
 
@@ -331,7 +333,9 @@ def size_histogram_plot(counts: NDArray[np.integer]) -> bytes:
     edges = np.arange(0, top + step + 1, step)
     found, _ = np.histogram(sizes, edges)
     title = f"How many clusters have how many images, k = {len(sizes):,}"
-    chart = _Chart(title, (0, float(edges[-1])), (0, float(found.max()) * 1.12), labels=("images in a cluster", "clusters"))
+    chart = _Chart(
+        title, (0, float(edges[-1])), (0, float(found.max()) * 1.12), labels=("images in a cluster", "clusters"), counts=True
+    )
     for left, right, clusters in zip(edges[:-1], edges[1:], found, strict=True):
         span = f"{left}" if step == 1 else f"{left} to {right - 1}"
         chart.bar((float(left), float(right)), float(clusters), "c1", f"{span} images: {clusters} clusters")
@@ -340,33 +344,38 @@ def size_histogram_plot(counts: NDArray[np.integer]) -> bytes:
     return chart.svg()
 
 
-def sweep_accuracy_plot(points: Sequence[Line], cases: int) -> bytes:
+def sweep_accuracy_plot(points: Sequence[Line], cases: int, ringed: int) -> bytes:
     """Draw for each k how often step two names the right cluster, with chance; the shaded height is the accuracy over chance.
 
-    Measured on `cases` validation images. A point is `{"k": 100, "accuracy": 0.71}`; the k that is furthest above chance
-    (accuracy minus 1/k) is ringed.
+    Measured on `cases` images of patients it never saw. A point is `{"k": 100, "accuracy": 0.71, "chance": 0.03}`, with the share
+    of the largest cluster as chance; the k that was chosen is `ringed`.
     """
     ordered = sorted(points, key=lambda point: point["k"])
-    chart = _by_k(f"Step two over k, {cases:,} validation images", ordered)
+    chart = _by_k(f"Step two over k, {cases:,} test images", ordered, (0, 1), "accuracy")
     known = [point for point in ordered if _is_number(point.get("accuracy"))]
     if known:
-        ks = [point["k"] for point in known]
-        chart.band(ks, [1 / k for k in ks], [point["accuracy"] for point in known], "c1", "over chance")
+        chance = [(point["k"], point["chance"]) for point in known]
+        chart.band(
+            [k for k, _ in chance], [share for _, share in chance], [one["accuracy"] for one in known], "c1", "over chance"
+        )
         chart.line([(point["k"], point["accuracy"]) for point in known], "c1", "accuracy", mark="circle")
-        chart.line([(k, 1 / k) for k in ks], "c5 dash", "chance (1/k)")
-        best = max(known, key=lambda point: float(point["accuracy"] - 1 / point["k"]))
-        chart.dot((best["k"], best["accuracy"]), "c1", mark="ring", size=6)
-        chart.note((best["k"], best["accuracy"] + 0.03), f"k = {best['k']:,}: {best['accuracy'] - 1 / best['k']:.2f} over chance")
+        chart.line(chance, "c5 dash", "always the largest cluster", mark="circle")
+    for point in known:
+        if point["k"] == ringed:
+            over = f"k = {ringed:,}: {point['accuracy'] - point['chance']:.2f} over chance".replace("-", "−")
+            chart.dot((ringed, point["accuracy"]), "c1", mark="ring", size=6)
+            chart.note((ringed, point["accuracy"] + 0.03), over)
     return chart.svg()
 
 
 def sweep_probe_plot(points: Sequence[Line], start: Mapping[str, float], cases: int) -> bytes:
-    """Draw for each k what the probes reach, with what `knn` and `linear` reached at the start, dashed.
+    """Draw for each k the AUC of the probes, with what `knn` and `linear` reached at the start, dashed.
 
-    Measured on `cases` labelled images. A point is `{"k": 100, "knn": 0.71, "linear": 0.8}`.
+    Measured on `cases` labelled patients. A point is `{"k": 100, "knn": 0.71, "linear": 0.8}`.
     """
     ordered = sorted(points, key=lambda point: point["k"])
-    chart = _by_k(f"Probe over k, {cases:,} images", ordered)
+    known = [point[key] for point in ordered for key in ("knn", "linear") if _is_number(point.get(key))]
+    chart = _by_k(f"Probes over k, {cases:,} patients", ordered, _of_auc([*start.values(), *known]), "AUC")
     for key, words, look, mark in (("knn", "k-NN", "c1", "circle"), ("linear", "linear", "c2", "square")):
         if measured := [(point["k"], point[key]) for point in ordered if _is_number(point.get(key))]:
             chart.line(measured, look, words, mark=mark)
@@ -472,10 +481,15 @@ def _by_epoch(title: str, lines: Sequence[Line], y: tuple[float, float], label: 
     return _Chart(title, (first, last if last > first else first + 1), y, labels=("epoch", label), log=log)
 
 
-def _by_k(title: str, ordered: Sequence[Line]) -> _Chart:
+def _by_k(title: str, ordered: Sequence[Line], y: tuple[float, float], label: str) -> _Chart:
     """Begin a chart over the numbers of clusters."""
     ks = [point["k"] for point in ordered] or [10, 100]
-    return _Chart(title, (ks[0] / 1.25, ks[-1] * 1.25), (0, 1), labels=("k (clusters)", "accuracy"), log="x")
+    return _Chart(title, (ks[0] / 1.25, ks[-1] * 1.25), y, labels=("k (clusters)", label), log="x")
+
+
+def _of_auc(known: Iterable[float]) -> tuple[float, float]:
+    """Give the range of an axis for these AUCs: from chance on, or from the lowest tenth below it."""
+    return min(0.5, math.floor(10 * min(known, default=0.5)) / 10), 1.0
 
 
 def _draw(chart: _Chart, lines: Sequence[Line], key: str, look: str, name: str, *, mark: str = "circle") -> None:
@@ -495,10 +509,10 @@ def _is_number(value: object) -> bool:
 
 
 def _span(values: Iterable[object]) -> tuple[float, float]:
-    """Give the range of an axis for these values: from 0 where they come near it."""
+    """Give the range of an axis for these values: from 0 where they come near it, and wide enough not to blow up a trifle."""
     known = [float(value) for value in values if isinstance(value, int | float) and math.isfinite(value)] or [0.0, 1.0]
     low, high = min(known), max(known)
-    room = 0.06 * (high - low) or max(abs(high), 1.0) * 0.1
+    room = max(0.06 * (high - low), 0.05 * abs(high)) or 0.1
     return (0.0 if 0 <= low < 0.6 * high else low - room), high + room
 
 

@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 
 TILE_PX = 104
 PER_STRIP = 8
-MOST_POINTS = 2000
+MOST_POINTS = 600
+"""Of a map: t-SNE takes about two seconds for so many points."""
 _GAP, _EDGE, _CAPTION_PX = 5, 12, 15
 _GROUND, _SOFT, _BRIGHT = 15, 170, 235
 """Grey levels of the sheet, of its captions, and of the frame around a query."""
+_FEW = 80
+"""Up to so many labelled points are drawn large."""
 _SIGNS = "os^Dv*PX"
 """A shape for each label, so that they are told apart without colours."""
 
@@ -78,14 +81,20 @@ def chosen_clusters(
 
 
 def nearest(
-    features: NDArray[np.floating], queries: Sequence[int], *, count: int = PER_STRIP - 1
+    features: NDArray[np.floating], queries: Sequence[int], patients: Sequence[str], *, count: int = PER_STRIP - 1
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Give for each query its nearest other rows by cosine, the nearest first: rows (q, count) and cosines (q, count)."""
+    """Give for each query the nearest rows of other patients by cosine, the nearest first: rows (q, count), cosines (q, count).
+
+    There are fewer where a query has fewer of them.
+    """
     unit = np.asarray(features, np.float64)
     unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
     cosine = unit[list(queries)] @ unit.T
-    cosine[np.arange(len(queries)), list(queries)] = -np.inf
-    order = np.argsort(-cosine, axis=1, kind="stable")[:, : min(count, len(unit) - 1)]
+    whose = np.asarray(list(patients))
+    own = whose[list(queries)][:, None] == whose
+    cosine[own] = -np.inf
+    there = int((~own).sum(axis=1).min(initial=len(unit)))
+    order = np.argsort(-cosine, axis=1, kind="stable")[:, : min(count, there)]
     return order, np.take_along_axis(cosine, order, axis=1)
 
 
@@ -101,6 +110,7 @@ def embedding(
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     kept = np.unique(np.asarray(keep, np.int64))[:limit]
     others = np.setdiff1d(np.arange(len(features)), kept)
@@ -112,7 +122,8 @@ def embedding(
     parts = min(50, *shown.shape)
     reduced = PCA(parts, svd_solver="full", random_state=seed).fit_transform(shown)
     perplexity = min(30.0, (len(rows) - 1) / 3)
-    places = TSNE(2, perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed).fit_transform(reduced)
+    with threadpool_limits(1):  # its threads wait for each other longer than so few points take, above all on a busy machine
+        places = TSNE(2, perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed).fit_transform(reduced)
     return rows, np.asarray(places, np.float64)
 
 
@@ -137,7 +148,7 @@ def embedding_map(
     names: Sequence[str] = (),
     thumbnails: NDArray[np.uint8] | None = None,
 ) -> bytes:
-    """Draw a map of pictures: a point each, coloured by its cluster, labelled ones on top in a shape of their class.
+    """Draw a map of pictures: a point each, coloured by its cluster, labelled ones on top in the shape of their class.
 
     Parameters
     ----------
@@ -165,12 +176,14 @@ def embedding_map(
         _pin(axes, places, clusters, thumbnails)
     told = f"{len(places):,} images, {len(np.unique(clusters)):,} clusters"
     if labels is not None:
+        size = 62 if (np.asarray(labels) >= 0).sum() <= _FEW else 32
         for index, name in enumerate(names):
             mine = np.asarray(labels) == index
             sign, colour = _SIGNS[index % len(_SIGNS)], _LABELS[index % len(_LABELS)]
             words = f"{name.replace('_', ' ')} ({int(mine.sum())})"
             at = places[mine]
-            axes.scatter(at[:, 0], at[:, 1], s=62, marker=sign, c=colour, edgecolors="white", linewidths=1, label=words, zorder=5)
+            look: dict[str, Any] = {"s": size, "marker": sign, "edgecolors": "white", "linewidths": 1}
+            axes.scatter(at[:, 0], at[:, 1], c=colour, label=words, zorder=5, **look)
         where: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (0.99, 0.004), "ncols": len(names)}
         figure.legend(**where, fontsize=9, frameon=False, labelcolor="#e0e0e0", handletextpad=0.2)
     figure.text(0.02, 0.02, told, color="#aaaaaa", fontsize=9)

@@ -274,19 +274,44 @@ def _opened(page: Path) -> bool:
 
 
 def _summary(folder: Path) -> Iterator[str]:
-    """Tell from its files what a run has come to: decision, figures, probe, sizes of the clusters."""
+    """Tell from its files what a run has come to: decision, figures, probes, sizes of the clusters, the table of a sweep."""
     yield f"run      {folder.name}"
     if (folder / "decision.json").is_file():
         decision = json.loads((folder / "decision.json").read_bytes())
         yield f"gate     {decision['decision']}: {decision['words']}"
         yield from map(_figure, decision["metrics"])
-    else:
+    elif not (folder / "outcome.json").is_file():
         yield "gate     has not decided"
-    lines = [line for file in sorted(folder.rglob("metrics.jsonl")) for line in _lines(file)]
+    if (folder / "sweep.json").is_file():
+        yield from _swept(json.loads((folder / "sweep.json").read_bytes()))
+    else:
+        yield from _pretrained(folder / "pretrain")
+
+
+def _swept(found: dict[str, Any]) -> Iterator[str]:
+    """Lay the numbers of clusters of a sweep side by side."""
+    probes = f", by the probes {found['by_probes']}" if found["by_probes"] else ""
+    yield f"sweep    by the study's rule {found['by_study_rule']} clusters{probes}"
+    yield f"{'clusters':>8}  {'test accuracy':>25}  {'chance':>6}  {'over chance':>11}  {'k-NN':>5}  {'linear':>6}  offered"
+    for row in found["rows"]:
+        accuracy = row["accuracy"]
+        told = f"{accuracy['value']:.3f} ({accuracy['low']:.3f} to {accuracy['high']:.3f})"
+        knn, linear = ("–" if row[key] is None else f"{row[key]:.3f}" for key in ("knn", "linear"))
+        offered = "yes" if row["offered"] else "no"
+        yield f"{row['k']:>8}  {told:>25}  {row['chance']:>6.3f}  {row['over_chance']:>+11.3f}  {knn:>5}  {linear:>6}  {offered}"
+
+
+def _pretrained(folder: Path) -> Iterator[str]:
+    """Tell of a pretraining what the probes said, against the start weights and by epoch, and how large the clusters are."""
+    if (folder / "probe.json").is_file():
+        probed = json.loads((folder / "probe.json").read_bytes())
+        yield f"probes   {probed['words']}"
+        yield from map(_figure, probed["metrics"])
+    lines = list(_lines(folder / "metrics.jsonl"))
     for name, key in (("k-NN", "knn"), ("linear", "linear")):
-        if probed := [line for line in lines if line.get(key) is not None]:
-            best = max(probed, key=lambda line: float(line[key]))
-            told = f"{probed[-1][key]:.3f} in epoch {probed[-1]['epoch']}, best {best[key]:.3f} in epoch {best['epoch']}"
+        if measured := [line for line in lines if line.get(key) is not None]:
+            best = max(measured, key=lambda line: float(line[key]))
+            told = f"{measured[-1][key]:.3f} in epoch {measured[-1]['epoch']}, best {best[key]:.3f} in epoch {best['epoch']}"
             yield f"probe    {name}: {told}"
     if clustered := [line for line in lines if line.get("sizes")]:
         smallest, lower, median, upper, largest = clustered[-1]["sizes"]
@@ -301,7 +326,7 @@ def _figure(metric: dict[str, Any]) -> str:
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
     """Read the whole lines of a journal; a kill may have torn one."""
-    for line in file.read_text(encoding="ascii", errors="replace").splitlines():
+    for line in file.read_text(encoding="ascii", errors="replace").splitlines() if file.is_file() else ():
         try:
             told = json.loads(line)
         except ValueError:

@@ -145,6 +145,13 @@ def test_a_decision_is_told_in_words_by_a_colour_and_by_a_shape_of_its_own(decis
     assert shapes[sign] in page
 
 
+def test_no_difference_is_in_the_middle_also_where_every_difference_is_above_it() -> None:
+    above = Metric("AUC of the k-NN, pretrained minus start", 0.05, 0.02, 0.1, 41, "paired")
+    page = Page("t", "promote", "w", sections=[Section("a", "a", tables={"Against the start": [above]})])
+    (at,) = re.findall(r'<circle cx="([\d.]+)" cy="8" r="4"/>', pages.render(page))
+    assert float(at) == pytest.approx(4 + 132 * 0.75, abs=0.1), "70 is no difference, 136 is 0.1"
+
+
 def test_a_run_of_any_kind_shows_only_what_it_has() -> None:
     read = Browser(
         pages.render(Page("Pretraining 7", "offered", "It is above its start.", judge="The probe says", sign=Sign.GOOD))

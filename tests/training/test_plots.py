@@ -16,7 +16,10 @@ from models.card import Metric
 from training import plots
 
 START = {"knn": 0.61, "linear": 0.7}
-SWEEP = [{"k": 1000, "accuracy": 0.7, "knn": 0.7, "linear": 0.8}, {"k": 10, "accuracy": 0.75, "knn": 0.6, "linear": None}]
+SWEEP = [
+    {"k": 1000, "accuracy": 0.7, "chance": 0.01, "knn": 0.7, "linear": 0.8},
+    {"k": 10, "accuracy": 0.75, "chance": 0.2, "knn": 0.6, "linear": None},
+]
 AUC = Metric("AUC, out of fold", 0.9, 0.8, 0.95, 63)
 BASELINE = Metric("AUC, age & sex, out of fold", 0.65, 0.5, 0.78, 63)
 DIAGONAL = np.linspace(0, 1, 5)
@@ -45,10 +48,10 @@ CHARTS: dict[str, tuple[Callable[[Any], bytes], Any, Any]] = {
     "sizes": (plots.sizes_plot, PRETRAINING, SHORTER),
     "probe": (lambda lines: plots.probe_plot(lines, START, 99), PRETRAINING, SHORTER),
     "step two, loss": (plots.classifier_loss_plot, CLASSIFIER, CLASSIFIER[:9]),
-    "step two, accuracy": (lambda lines: plots.classifier_accuracy_plot(lines, 40, 99), CLASSIFIER, CLASSIFIER[:9]),
+    "step two, accuracy": (lambda lines: plots.classifier_accuracy_plot(lines, 40, 0.1), CLASSIFIER, CLASSIFIER[:9]),
     "size curve": (plots.size_curve_plot, SIZES, OTHERS),
     "size histogram": (plots.size_histogram_plot, SIZES, OTHERS),
-    "sweep, accuracy": (lambda points: plots.sweep_accuracy_plot(points, 99), SWEEP, SWEEP[:1]),
+    "sweep, accuracy": (lambda points: plots.sweep_accuracy_plot(points, 99, 1000), SWEEP, SWEEP[:1]),
     "sweep, probe": (lambda points: plots.sweep_probe_plot(points, START, 99), SWEEP, SWEEP[:1]),
     "roc": (roc, 0.5, 0.2),
     "confusion": (confusion, [[3, 1], [0, 5]], [[3, 1], [1, 4]]),
@@ -98,7 +101,7 @@ def test_the_start_of_the_probe_is_a_dashed_level_and_the_cases_are_told() -> No
     drawn = plots.probe_plot(journals.pretraining(), START, 412)
     level = lines(drawn, "c1 dash")[0]
     assert len(set(re.findall(r"\d+\.\d+ (\d+\.\d+)", level))) == 1
-    assert "412 images" in words(drawn)
+    assert "412 patients" in words(drawn)
     assert "k-NN, at the start" in words(drawn)
     assert lines(plots.probe_plot(journals.pretraining(), {}, 412), "c1 dash") == []
 
@@ -122,9 +125,22 @@ def test_an_empty_cluster_does_not_break_a_logarithmic_axis() -> None:
     ElementTree.fromstring(plots.sizes_plot([{"epoch": 1, "sizes": [0, 0, 0, 1, 900]}]))  # noqa: S314
 
 
-def test_the_sweep_rings_the_k_that_is_furthest_above_chance() -> None:
-    told = words(plots.sweep_accuracy_plot([{"k": 2, "accuracy": 0.9}, {"k": 100, "accuracy": 0.8}], 50))
-    assert "k = 100: 0.79 over chance" in told
+def test_the_sweep_rings_the_k_that_was_chosen_and_says_how_far_above_the_largest_cluster_it_is() -> None:
+    points = [{"k": 2, "accuracy": 0.9, "chance": 0.5}, {"k": 100, "accuracy": 0.8, "chance": 0.3}]
+    drawn = plots.sweep_accuracy_plot(points, 50, 100)
+    assert "k = 100: 0.50 over chance" in words(drawn)
+    assert "50 test images" in words(drawn)
+    assert drawn.count(b'class="ring') == 1
+    assert "k = 100: −0.10 over chance" in words(plots.sweep_accuracy_plot([points[1] | {"accuracy": 0.2}], 50, 100))
+
+
+def test_an_auc_below_chance_is_still_on_its_axis_and_a_trifle_is_not_blown_up() -> None:
+    probed = plots.probe_plot([{"epoch": 1, "knn": 0.33}], {"knn": 0.3}, 9).decode()
+    (height,) = re.findall(r'<circle class="fill c1" cx="[\d.]+" cy="([\d.]+)"', probed.partition("<g transform")[0])
+    foot = lines(probed.encode(), "c1 dash")[0]
+    assert float(height) < float(re.findall(r" ([\d.]+)", foot)[0]), "0.33 stands above 0.3"
+    flat = words(plots.pretraining_loss_plot([{"epoch": 1, "loss": 2.488}, {"epoch": 2, "loss": 2.489}]))
+    assert max(len(text) for text in flat.split(" | ") if text.startswith("2")) <= 4
 
 
 def test_a_comparison_tells_value_interval_and_cases_of_each() -> None:

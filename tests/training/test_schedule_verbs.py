@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import webbrowser
 from collections.abc import Iterator
@@ -319,3 +320,28 @@ def test_a_summary_tells_decision_figures_probe_and_clusters_without_a_page(site
     assert "probe    linear: 0.820 in epoch 12" in told
     assert "clusters smallest 3, quartiles 20 / 46 / 55, largest 140 images in epoch 12" in told
     assert "page     not drawn yet" in told
+    assert "probes " not in told
+    words = "Not offered: below the start weights (AUC minus start: k-NN -0.043 (-0.100 to +0.013, 41 patients))."
+    probed = [metric | {"name": "AUC, k-NN, start"}, metric | {"name": "AUC, k-NN, pretrained", "value": 0.77}]
+    (folder / "pretrain" / "probe.json").write_text(json.dumps({"offered": False, "words": words, "metrics": probed}))
+    told = train("report", "1", "--print", site=site).stdout
+    assert f"probes   {words}" in told
+    assert re.search(r"AUC, k-NN, start +0\.812 .*\nAUC, k-NN, pretrained +0\.770 ", told)
+
+
+def test_a_summary_of_a_sweep_lays_the_numbers_of_clusters_side_by_side(site: Path, catalogue: Catalogue) -> None:
+    folder = reported(site, catalogue)
+    row = {"k": 50, "chance": 0.05, "knn": 0.7, "linear": 0.8, "offered": True}
+    rows = [
+        row | {"accuracy": {"value": 0.6, "low": 0.5, "high": 0.7, "n": 90}, "over_chance": 0.55},
+        row | {"k": 100, "accuracy": {"value": 0.03, "low": 0, "high": 0.1, "n": 90}, "over_chance": -0.02, "knn": None},
+    ]
+    (folder / "sweep.json").write_text(json.dumps({"rows": rows, "by_study_rule": 50, "by_probes": 100}))
+    (folder / "outcome.json").write_text(json.dumps({"decision": "swept"}))
+    told = train("report", "1", "--print", site=site).stdout
+    assert "gate" not in told
+    assert "sweep    by the study's rule 50 clusters, by the probes 100" in told
+    heading, first, second = (line.split() for line in told.splitlines()[2:5])
+    assert heading[0] == "clusters"
+    assert first == ["50", "0.600", "(0.500", "to", "0.700)", "0.050", "+0.550", "0.700", "0.800", "yes"]
+    assert (second[0], second[6], second[7]) == ("100", "-0.020", "–")

@@ -42,7 +42,7 @@ def test_a_caption_that_is_too_long_is_cut_and_an_empty_sheet_is_one() -> None:
 
 def test_the_neighbours_of_a_picture_come_by_cosine_with_their_similarity_below() -> None:
     features = np.array([[1.0, 0], [10, 1], [0, 1], [-1, 0], [3, 3]])
-    rows, cosine = sheets.nearest(features, [0, 2], count=3)
+    rows, cosine = sheets.nearest(features, [0, 2], "abcde", count=3)
     assert rows.tolist() == [[1, 4, 2], [4, 1, 0]]
     assert cosine[0] == pytest.approx([10 / 101**0.5, 0.5**0.5, 0], abs=1e-12)
     sheet = sheets.neighbours_sheet([Neighbours("query 1", PICTURES[[0, *rows[0]]], cosine[0])])
@@ -50,6 +50,14 @@ def test_the_neighbours_of_a_picture_come_by_cosine_with_their_similarity_below(
     assert sheet != sheets.neighbours_sheet([Neighbours("query 1", PICTURES[[0, *rows[0]]], cosine[0] / 2)])
     with pytest.raises(ValueError, match="as many neighbours"):
         Neighbours("query 1", PICTURES[:3], cosine[0])
+
+
+def test_other_pictures_of_the_same_patient_are_no_neighbours() -> None:
+    features = np.array([[1.0, 0], [10, 1], [0, 1], [-1, 0], [3, 3]])
+    rows, cosine = sheets.nearest(features, [0, 2], "aabac", count=3)
+    assert rows.tolist() == [[4, 2], [4, 1]], "as many as the query with the fewest has"
+    assert np.isfinite(cosine).all()
+    assert sheets.nearest(features, [0], "aaaaa")[0].shape == (1, 0)
 
 
 def test_the_largest_smallest_and_oddest_clusters_are_chosen_each_once() -> None:
