@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 TOOLS  := $(VENV)/.test-tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long bench-gate bench-serve bench-train check format build clean
+.PHONY: help setup demo test test-long bench-ddp bench-gate bench-serve bench-train check format build clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -31,6 +31,9 @@ check: $(READY) ## format, lint, types, imports, what the docs claim
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python tests/docs/claims.py
+
+bench-ddp: $(READY) ## time training in two processes beside one with two threads (some minutes)
+	@$(BIN)/python tests/bench/ddp.py
 
 bench-serve: $(READY) ## time the node's inference beside ONNX Runtime alone (about 2 minutes)
 	@$(BIN)/python tests/bench/serve.py
