@@ -283,7 +283,7 @@ def phantom() -> Recipe:
         frozen=9,
         lr=5e-4,
         pretraining=Pretraining(
-            clusters=12, epochs=4, batch=32, lr=0.01, dims=64, probe_every=2, classifier=Classifier(epochs=4, batch=32, lr=0.01)
+            clusters=8, epochs=4, batch=32, lr=0.003, dims=12, probe_every=4, classifier=Classifier(epochs=6, batch=32, lr=0.003)
         ),
         limits=("Trained on invented phantoms: its answers mean nothing for any patient.", "Research use only."),
     )

@@ -14,7 +14,7 @@ def demo(
         "build/demo"
     ),
 ) -> None:
-    """Show the whole way: a PACS, a node, invented patients, one training cycle, a real radiograph and its report.
+    """Show the whole way: a PACS, a node, invented patients, a scheduled training cycle, a real radiograph and its report.
 
     Ends with 0 only when all that it shows is true.
     """

@@ -150,8 +150,8 @@ def _play(story: Story, stack: ExitStack, make_site: MakeSite) -> None:
     folder, port = story.folder, free_port()
     story.console.print(
         Panel(
-            "A PACS, an Osteon node and 160 invented children with phantom radiographs. A schedule makes the node learn,\n"
-            "first without labels (DeepCluster, a classifier of the clusters), then from the labelled ones, up to the gate.\n"
+            "A PACS, an Osteon node and 160 invented children with phantom radiographs. A schedule makes the node learn: "
+            "DeepCluster on all images, a classifier of the clusters, fine-tuning, gate.\n"
             "The phantoms are plumbing, not medicine: what is learned from them means nothing for any patient.",
             title="osteon demo",
         )

@@ -38,7 +38,7 @@ new_labels = 1
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
-    config = labelled_site(tmp_path, patients=24, is_locked=lambda patient: patient % 3 == 0)
+    config = labelled_site(tmp_path, patients=36, is_locked=lambda patient: patient % 3 == 0)
     config.write_text(config.read_text() + SCHEDULE)
     return config
 
@@ -142,7 +142,7 @@ def test_serve_killed_while_a_trainer_works_is_taken_up_by_the_next_one_and_the_
     intake = Intake.open(load(config))
     hand_in(intake, study(patient=100, images=1)[0])  # a vault that knows nobody is none to a receiver
     intake.close()
-    fill(config, patients=24, is_locked=lambda patient: patient % 3 == 0)
+    fill(config, patients=36, is_locked=lambda patient: patient % 3 == 0)
     config.write_text(config.read_text() + SCHEDULE)
     served: list[Role] = []
 
