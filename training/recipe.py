@@ -282,8 +282,9 @@ def phantom() -> Recipe:
         patience=3,
         frozen=9,
         lr=5e-4,
+        # of two hundred pictures more components would be noise, whitened; and a larger learning rate loses what ImageNet taught
         pretraining=Pretraining(
-            clusters=8, epochs=4, batch=32, lr=0.003, dims=12, probe_every=4, classifier=Classifier(epochs=6, batch=32, lr=0.003)
+            clusters=8, epochs=4, batch=32, lr=0.001, dims=12, probe_every=4, classifier=Classifier(epochs=6, batch=32, lr=0.003)
         ),
         limits=("Trained on invented phantoms: its answers mean nothing for any patient.", "Research use only."),
     )
