@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import math
 import platform
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -331,13 +332,13 @@ class _Pulse:
         self._heard, self._go_on, self._tell = heard, go_on, tell
         self._now: dict[str, Any] = {}
         self._began = self._told_at = 0.0
-        self._epochs = 0
+        self._epochs, self._from = 0, -1
 
     def stage(self, what: str, total: int = 0) -> None:
         """Begin a stage."""
         self._go_on()
         self._now = {"stage": what, "done": 0, "total": total}
-        self._began, self._epochs = monotonic(), 0
+        self._began, self._epochs, self._from = monotonic(), 0, -1
         self._tell(self._now)
         self._heard.stage(what, total)
 
@@ -354,10 +355,11 @@ class _Pulse:
 
     def within(self, done: float) -> None:
         """Say how far the stage is without asking whether the run is to go on: it ends between two epochs."""
+        if self._from < 0:
+            self._from = math.ceil(done) - 1  # epochs that an earlier start has done took no time of this one
         if monotonic() - self._told_at > TELL_S:
             self._told_at = monotonic()
-            worked = self._epochs + done % 1
-            left_s = round((monotonic() - self._began) / max(worked, 1e-3) * max(0, self._now["total"] - done))
+            left_s = round((monotonic() - self._began) / (done - self._from) * max(0, self._now["total"] - done))
             self._tell(self._now | {"done": round(done, 2), "left_s": left_s})
         self._heard.within(done)
 

@@ -594,7 +594,7 @@ class _Supervised:
         self._labels = torch.from_numpy(labels)
         self.network = part.engine.place(build(int(labels.max()) + 1))
         self._validation, self._held = gallery.only(validation), self._labels[torch.from_numpy(validation)]
-        self._best: State = {"epoch": 0, "accuracy": -1.0, "network": {}}
+        self._best: State = {"epoch": 0, "accuracy": -1.0, "loss": math.inf, "network": {}}
 
     def groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.network.parameters()), "momentum": 0.9, "weight_decay": 1e-5}]
@@ -622,9 +622,9 @@ class _Supervised:
         if self._part.ranks.first:
             loss = float(functional.cross_entropy(said, self._held))
             accuracy = float((said.argmax(dim=1) == self._held).float().mean())
-            if accuracy > self._best["accuracy"]:
+            if (accuracy, -loss) > (self._best["accuracy"], -self._best["loss"]):  # a few dozen images often draw
                 weights = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
-                self._best = {"epoch": epoch, "accuracy": accuracy, "network": weights}
+                self._best = {"epoch": epoch, "accuracy": accuracy, "loss": loss, "network": weights}
             told = {"validation_loss": loss, "validation_accuracy": accuracy}
         return told
 

@@ -86,6 +86,8 @@ def extend(
     """Let the pretraining of a run go on for more epochs, in a new run with all that follows; the old run stays as it is."""
     with _catalogue(load(config)) as catalogue:
         row = catalogue.runs.named(run)
+    if row.kind not in ("cycle", "pretrain"):
+        raise NotFound(f"run {row.id} is of kind {row.kind}: it has no pretraining to go on with")
     _train(config, row.recipe, {"kind": row.kind, "extends": row.folder, "epochs": epochs})
 
 
