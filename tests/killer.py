@@ -77,14 +77,14 @@ class _Killer:
             self.steps += 1
 
     def wrap(self, owner: Any, name: str, told: str) -> None:
-        self.wrap_named(owner, name, lambda *_: told)
+        self.wrap_named(owner, name, lambda *_args, **_options: told)
 
     def wrap_named(self, owner: Any, name: str, told: Callable[..., str]) -> None:
         """Make a call a step, whose name hangs on its arguments; an empty name is none."""
         original: Callable[..., Any] = getattr(owner, name)
 
         def stepped(*args: Any, **kwargs: Any) -> Any:
-            if named := told(*args):
+            if named := told(*args, **kwargs):
                 self.step(named)
             return original(*args, **kwargs)
 
@@ -98,7 +98,7 @@ class _Killer:
                 told = f"{name}.{method}"
                 if isinstance(thing, FunctionType) and not method.startswith("_") and name not in but:
                     self.wrap_store(kind, method, told, is_step=method not in ROUTINE or told in also)
-        self.wrap_named(Database, "write", lambda *_: self.second_write())
+        self.wrap_named(Database, "write", lambda *_args, **_options: self.second_write())
 
     def wrap_store(self, kind: type, method: str, told: str, *, is_step: bool) -> None:
         original: Callable[..., Any] = getattr(kind, method)
@@ -195,7 +195,43 @@ def _trainer(killer: _Killer, config: Path, ticket: tuple[int, int]) -> None:
     cycle.run(load(config), SMALLEST, now=lambda: NOW, progress=Lines(), ticket=cycle.Ticket(*ticket))
 
 
-ROLES: dict[str, Callable[..., None]] = {"reply": _reply, "receive": _receive, "schedule": _schedule, "trainer": _trainer}
+def _pretrainer(killer: _Killer, config: Path, ticket: tuple[int, int], keep_s: float | None) -> None:
+    from labelled import NOW
+    from pretraining import EIGHT_EPOCHS, make_steady
+    from torch.optim import SGD, AdamW
+
+    from node.settings import load
+    from training import cluster, cycle, evaluate, export, finetune, probe, promote, upstream
+    from training.__main__ import Lines
+
+    class Staged(Lines):
+        """Tells each stage, which is a step by its first word."""
+
+        def stage(self, what: str, total: int = 0) -> None:
+            super().stage(what, total)
+            killer.step(f"stage {what.split()[0]}")
+
+    make_steady(setattr)
+    promote.decide = lambda *_: promote.Decision(promote.Verdict.PROMOTE, "It is better.")
+    if keep_s is not None:
+        upstream.KEEP_S = keep_s
+    killer.wrap_names()
+    killer.wrap_named(finetune, "fit", lambda *_args, purpose="", **_options: f"fit {purpose.split()[0]}")
+    for owner, name in (
+        *((SGD, "step"), (AdamW, "step"), (cluster, "kmeans"), (probe, "out_of_fold"), (finetune, "predict")),
+        *((export, "export"), (export, "parity"), (evaluate, "metrics"), (evaluate, "by_study")),
+    ):
+        killer.wrap_named(owner, name, lambda *_args, _told=f"{owner.__name__}.{name}", **_options: _told)
+    cycle.run(load(config), EIGHT_EPOCHS, now=lambda: NOW, progress=Staged(), ticket=cycle.Ticket(*ticket))
+
+
+ROLES: dict[str, Callable[..., None]] = {
+    "reply": _reply,
+    "receive": _receive,
+    "schedule": _schedule,
+    "trainer": _trainer,
+    "pretrainer": _pretrainer,
+}
 
 
 def _run(role: str, config: Path, killer: tuple[Any, ...], told: Path | None, more: tuple[Any, ...]) -> None:

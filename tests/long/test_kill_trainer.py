@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
-from killer import PROCESSES, Killed
+from hall import Hall
+from killer import PROCESSES
 from labelled import labelled_site
 
-from models.registry import Registry
-from node.keep.catalogue import Catalogue
-from node.keep.records import Run, RunState
-from node.settings import load
-from training import machine
+from node.keep.records import RunState
 
 KILLS_MAX = 60
 AFTER_THE_LOOK = {"predictions.json stands", "evaluation.json stands"}
@@ -25,62 +18,16 @@ AFTER_THE_LOOK = {"predictions.json stands", "evaluation.json stands"}
 PROCESSES.set_forkserver_preload(["training.cycle", "training.finetune", "matplotlib.figure", "onnx", "onnxruntime"])
 
 
-class Hall:
-    """A site with one run, and the trainers that are killed at it; leased again each time as a supervisor would."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.config = labelled_site(folder / "site", patients=24, is_locked=lambda patient: patient % 3 == 0)
-        self.settings = load(self.config)
-        self.root = self.settings.storage.root
-        self.now = datetime.now(UTC)
-        self.told = folder / "told"
-        with Catalogue.open(self.settings.storage.catalogue) as catalogue:
-            asked = catalogue.runs.ask(kind="finetune", recipe="phantom", schedule="s", by="me", reason="", now=self.now)
-        self.number = asked.id
-
-    def try_it(self, spared: Collection[str] | None) -> int | None:
-        """Let a trainer work until it is done, or would make a step that is not spared; give how its process ended."""
-        self.now += timedelta(hours=1)
-        with Catalogue.open(self.settings.storage.catalogue) as catalogue:
-            machine.settle(catalogue, self.now)
-            if catalogue.runs.get(self.number).state is RunState.FAILED:  # killed three times in a row: a person takes it up
-                catalogue.runs.resume(self.number, by="me", reason="on", now=self.now)
-            self.now += timedelta(hours=1)
-            devices, until = machine.device_set(self.settings.training.device), self.now + machine.LEASE
-            run = catalogue.runs.lease(devices=devices, host=machine.host(), ready=lambda _: True, now=self.now, until=until)
-        assert run is not None, "the device set is occupied, or nothing waits"
-        at = -1 if spared is None else 0
-        trainer = Killed("trainer", self.config, at=at, spared=spared, told=self.told, more=((run.id, run.tries),))
-        code = trainer.wait()
-        trainer.end()
-        return code
-
-    def deaths(self) -> list[str]:
-        """Name the steps before which trainers died."""
-        lines = self.told.read_text().splitlines() if self.told.exists() else []
-        return [line.removeprefix("killed before ") for line in lines if line.startswith("killed before ")]
-
-    def run(self) -> Run:
-        with Catalogue.open(self.settings.storage.catalogue) as catalogue:
-            assert len(catalogue.runs.list()) == 1
-            return catalogue.runs.get(self.number)
-
-    def read(self, name: str) -> Any:
-        return json.loads((self.root / "runs" / self.run().folder / name).read_bytes())
-
-    def looks(self) -> int:
-        return len((self.root / "models" / "looks.jsonl").read_text().splitlines())
-
-    def shelf(self) -> Registry:
-        return Registry(self.root / "models")
+def hall_in(folder: Path) -> Hall:
+    site = labelled_site(folder / "site", patients=24, is_locked=lambda patient: patient % 3 == 0)
+    return Hall(folder, site, role="trainer", kind="finetune")
 
 
 @pytest.fixture(scope="module")
 def unharmed(tmp_path_factory: pytest.TempPathFactory) -> Hall:
     """Give a run that nobody killed."""
-    hall = Hall(tmp_path_factory.mktemp("unharmed"))
-    assert hall.try_it(None) == 0
+    hall = hall_in(tmp_path_factory.mktemp("unharmed"))
+    assert hall.try_it() == 0
     return hall
 
 
@@ -104,7 +51,7 @@ def require_same(hall: Hall, unharmed: Hall) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_trainer_killed_before_every_step_comes_to_the_model_of_one_that_was_not(tmp_path: Path, unharmed: Hall) -> None:
-    hall = Hall(tmp_path)
+    hall = hall_in(tmp_path)
     code: int | None = None
     for _ in range(KILLS_MAX):
         code = hall.try_it(hall.deaths())

@@ -1,0 +1,95 @@
+"""A trainer is killed -9 at twenty moments from the first epoch of its pretraining to the report; it ends with the same bytes."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from hall import Hall
+from killer import PROCESSES
+from pretraining import journal, require_same_pretraining, site_to_pretrain
+
+from node.keep.records import RunState
+
+KILLS: tuple[tuple[str, int, int], ...] = (
+    ("stage pretraining", 5, 12),
+    ("clusters.npz stands", 1, 1),
+    ("stage classifier", 4, 8),
+    ("backbone.pt stands", 1, 2),
+    ("stage probing", 2, 4),
+    ("fit fold", 3, 12),
+    ("fit refit", 1, 6),
+    ("stage exporting", 2, 5),
+    ("stage evaluating", 1, 5),
+)
+"""From which step on a trainer is killed how often, and before one of how many: all of the stage, or two epochs of it."""
+
+PROCESSES.set_forkserver_preload(
+    ["training.cycle", "training.finetune", "onnx", "onnxruntime", "sklearn.linear_model", "pretraining"]
+)
+
+
+def hall_in(folder: Path, keep_s: float | None) -> Hall:
+    return Hall(folder, site_to_pretrain(folder / "site"), role="pretrainer", kind="cycle", more=(keep_s,))
+
+
+@pytest.fixture(scope="module")
+def unharmed(tmp_path_factory: pytest.TempPathFactory) -> Hall:
+    """Give a run that nobody killed."""
+    hall = hall_in(tmp_path_factory.mktemp("unharmed"), None)
+    assert hall.try_it() == 0, hall.told.read_text()[-2000:]
+    return hall
+
+
+def moments(seed: int, *, fewer: int) -> list[tuple[str, int]]:
+    """Draw from which step on, and how many steps later, each trainer dies."""
+    drawn = random.Random(seed)
+    return [
+        (trigger, drawn.randrange(1 if within > 1 else 0, within))
+        for trigger, times, within in KILLS
+        for _ in range(-(-times // fewer))
+    ]
+
+
+def require_same(hall: Hall, unharmed: Hall) -> None:
+    """Hold everything that a run leaves against that of the run nobody killed, but what a clock says and the looks."""
+    mine, theirs = hall.run(), unharmed.run()
+    assert (mine.state, mine.decision, mine.devices) == (RunState.DONE, theirs.decision, None)
+    require_same_pretraining(hall.path / "pretrain", unharmed.path / "pretrain")
+    fits = [f"fits/fold-{number}.json" for number in range(3)]
+    for name in ("corpus.json", "pretraining-corpus.json", "split.json", "folds.json", "predictions.json", "gate.json", *fits):
+        assert hall.read(name) == unharmed.read(name), name
+    evaluated, expected = ({**each.read("evaluation.json"), "looks": 0} for each in (hall, unharmed))
+    assert evaluated == expected
+    assert journal(hall.path / "metrics.jsonl") == journal(unharmed.path / "metrics.jsonl")
+    for name in ("model.onnx", "reference.npz"):
+        assert (hall.path / name).read_bytes() == (unharmed.path / name).read_bytes(), name
+    start, other = hall.read("start.json"), unharmed.read("start.json")
+    assert (start["sha256"], start["words"]) == (other["sha256"], other["words"])
+    assert start["run"] == mine.folder
+    assert hall.shelf().versions() == [mine.model_id]
+    hall.shelf().verify(mine.model_id)
+    assert hall.shelf().corpus(mine.model_id) == unharmed.shelf().corpus(theirs.model_id)
+    (move,) = hall.shelf().history()
+    assert (hall.shelf().champion(), move.by) == (mine.model_id, "gate")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("keep_s", "fewer"), [(-1.0, 1), (None, 3)], ids=["each state is written", "as in service"])
+def test_a_trainer_killed_at_any_moment_of_a_pretraining_comes_to_the_bytes_of_one_that_was_not(
+    tmp_path: Path, unharmed: Hall, keep_s: float | None, fewer: int
+) -> None:
+    hall = hall_in(tmp_path, keep_s)
+    planned = moments(20260117, fewer=fewer)
+    for trigger, at in planned:
+        code = hall.try_it(trigger=trigger, at=at)
+        assert code == -9, (trigger, at, code, hall.told.read_text()[-2000:])
+    deaths = hall.deaths()
+    assert len(deaths) == len(planned) >= (20 if fewer == 1 else 9)
+    assert hall.try_it() == 0, hall.told.read_text()[-2000:]
+    require_same(hall, unharmed)
+    if keep_s is not None:  # it went on where it was, epoch by epoch
+        begun = [line for line in hall.told.read_text().splitlines() if line.startswith("pretraining, epoch 1:")]
+        assert len(begun) <= 3
