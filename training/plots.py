@@ -146,7 +146,7 @@ class _Chart:
         """Write beside a point of the data, on the side where there is room; `lift` is how far above it."""
         x, y = self.at(point)
         right = x < WIDTH - _RIGHT - 9 - len(words) * _LETTER
-        y = y + 15 if below else max(y - lift, _TOP + 9)
+        y = y + 15 if below and y + 15 < self._foot else max(y - lift, _TOP + 9)
         self.text((x + 9 if right else x - 9, y), words, look="ink small", anchor="start" if right else "end")
 
     def line(self, points: Sequence[Point], look: str, name: str = "", *, tip: str = "", mark: str = "") -> None:

@@ -120,6 +120,13 @@ def test_the_size_curve_names_smallest_quartiles_and_largest() -> None:
         assert part in told
 
 
+def test_the_name_of_an_empty_cluster_stands_above_the_axis_and_its_numbers() -> None:
+    drawn = plots.size_curve_plot(np.array([40, 3, 0])).decode()
+    (height,) = re.findall(r'y="([\d.]+)" text-anchor="end">smallest 0<', drawn)
+    (axis,) = re.findall(r'<path class="axis" d="M54 ([\d.]+)H', drawn)
+    assert float(height) < float(axis)
+
+
 def test_an_empty_cluster_does_not_break_a_logarithmic_axis() -> None:
     ElementTree.fromstring(plots.size_curve_plot(np.array([40, 3, 0])))  # noqa: S314
     ElementTree.fromstring(plots.sizes_plot([{"epoch": 1, "sizes": [0, 0, 0, 1, 900]}]))  # noqa: S314
