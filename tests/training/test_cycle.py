@@ -9,7 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -33,8 +33,9 @@ from node.keep.cache import Cache
 from node.keep.catalogue import Catalogue
 from node.keep.records import Purpose, RunState
 from node.reply import completion
-from training import checkpoint, corpus, cycle, finetune, machine, promote
+from training import checkpoint, corpus, cycle, finetune, machine, promote, upstream
 from training.corpus import CorpusChanged, NotEnough
+from training.engine import Engine
 from training.folder import Busy, OtherRun, Stopped, _alone
 from training.recipe import Recipe
 from training.verbs import app
@@ -69,6 +70,14 @@ class Heard:
 
 def run(site: Path, recipe: Recipe = RECIPE, *, heard: Heard | None = None, run_id: str = "") -> cycle.Outcome:
     return cycle.run(settings_of(site), recipe, now=lambda: NOW, progress=heard or Heard(), run_id=run_id)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def float32() -> Iterator[None]:
+    """Let every run compute in one format: runs are held against each other, and the quicker one may change between two."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(upstream, "chosen", lambda *_args, **_options: Engine())
+        yield
 
 
 @pytest.fixture(scope="module")
