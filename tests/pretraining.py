@@ -89,6 +89,7 @@ TINY: Recipe = replace(
         probe_every=1,
         nmi_min=0.0,
         largest_max=1.0,
+        alike_max=1.0,
         classifier=Classifier(epochs=2, batch=8, lr=0.02),
     ),
 )

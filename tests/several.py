@@ -38,7 +38,7 @@ TINY: Recipe = replace(
     SMALLEST,
     name="tiny",
     pretraining=Pretraining(
-        clusters=CLUSTERS, epochs=4, batch=BATCH, lr=0.01, dims=16, probe_every=2, nmi_min=0.0, largest_max=1.0,
+        clusters=CLUSTERS, epochs=4, batch=BATCH, lr=0.01, dims=16, probe_every=2, nmi_min=0.0, largest_max=1.0, alike_max=1.0,
         classifier=Classifier(epochs=3, batch=BATCH, lr=0.01),
     ),
 )  # fmt: skip
@@ -47,7 +47,7 @@ TINY: Recipe = replace(
 def how(method: Any) -> Pretraining:
     """Give a pretraining of one epoch of three steps, too small for rounding to grow between them."""
     views = Views(small=1, small_px=SIZE_PX) if method == "deepcluster2" else Views()
-    return Pretraining(method, CLUSTERS, epochs=1, batch=BATCH, lr=0.001, dims=8, largest_max=1.0, views=views)
+    return Pretraining(method, CLUSTERS, epochs=1, batch=BATCH, lr=0.001, dims=8, largest_max=1.0, alike_max=1.0, views=views)
 
 
 def network(classes: int) -> Network:

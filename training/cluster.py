@@ -77,6 +77,13 @@ def spread(features: Tensor) -> float:
     return float((1 - rows.mean(dim=0).square().sum()).clamp_(min=0).sqrt())
 
 
+def alike(rows: Floats) -> float:
+    """Give the share of the largest group of rows (N, D) that are the same to five decimals, by their projection on one line."""
+    line = np.random.default_rng(rows.shape[1]).standard_normal(rows.shape[1])
+    _, counts = np.unique(np.round(rows @ line, 5), return_counts=True)
+    return float(counts.max() / len(rows))
+
+
 def whiten(features: Tensor, dims: int) -> Tensor:
     """Project features (N, D) on their first principal components, each of unit variance, then scale each row to length 1 [0].
 

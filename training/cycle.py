@@ -726,7 +726,7 @@ class _Cycle:
             decision=gate["decision"],
             decision_reason=gate["words"],
             licence=self.desk.recipe.licence,
-            limits=self.desk.recipe.limits,
+            limits=(*self.desk.recipe.limits, *self.desk.remarks),
             onnx_sha256=parity["onnx_sha256"],
             reference_sha256=parity["reference_sha256"],
             created_at=datetime.fromisoformat(self.desk.bound["started_at"]),

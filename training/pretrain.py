@@ -397,9 +397,11 @@ class _Clustering:
         self._seen_before = False
 
     def _cluster(self, epoch: int, rows: Tensor, *, spherical: bool) -> Assignment:
-        how = self._how
+        how, clustered = self._how, rows.cpu().numpy()
+        if (alike := cluster.alike(clustered)) > how.alike_max:
+            raise Collapsed(f"{alike:.0%} of the images have the same features in epoch {epoch}; {how.alike_max:.0%} are allowed")
         found = cluster.kmeans(
-            rows.cpu().numpy(),
+            clustered,
             how.clusters,
             seed=seed_for(self._part.seed, "k-means", epoch),
             iterations=how.iterations,

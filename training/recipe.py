@@ -95,6 +95,8 @@ class Pretraining:
     """Below this agreement of consecutive assignments the run stops, from the fifth epoch on."""
     largest_max: float = 0.5
     """Above this share of the images in one cluster the run stops."""
+    alike_max: float = 0.25
+    """Above this share of images with one and the same features the run stops: k-means would deal them out at random."""
     empty_max: float = 0.5
     """Above this share of empty clusters the run stops."""
 

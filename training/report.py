@@ -89,7 +89,7 @@ class Report:
             headlines=[*_leads(learned), *_told_apart(learned), _agreement(learned)],
             sections=[_probed(learned, []), *self._pretraining(learned)],
             facts=self._facts_of_pretraining() | self._machine(),
-            limits=self.desk.recipe.limits,
+            limits=(*self.desk.recipe.limits, *self.desk.remarks),
         )
         self._write(page)
 
@@ -120,7 +120,7 @@ class Report:
             headlines=headlines,
             sections=[*sections, *(self._in_short(self._learned(f"k-{k}"), k) for k in others)],
             facts=self._facts_of_pretraining() | self._machine(),
-            limits=self.desk.recipe.limits,
+            limits=(*self.desk.recipe.limits, *self.desk.remarks),
         )
         self._write(page)
 

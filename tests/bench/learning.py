@@ -419,7 +419,7 @@ def _settled(network: Network, held: Pictures) -> Network:
 
 def _how(method: Literal["deepcluster", "deepcluster2"], clusters: int) -> Pretraining:
     """Give the recipe's values with all stops open: what is timed must not depend on how well it learns."""
-    return Pretraining(method, clusters, batch=64, nmi_min=0.0, largest_max=1.0, empty_max=1.0)
+    return Pretraining(method, clusters, batch=64, nmi_min=0.0, largest_max=1.0, alike_max=1.0, empty_max=1.0)
 
 
 def _fresh(arch: str, classes: int) -> Network:

@@ -262,3 +262,10 @@ def test_agreement_of_two_assignments_does_not_hang_on_their_numbers() -> None:
     mixed = np.where(np.arange(300) < 150, one, other)
     assert cluster.nmi(one, mixed) == pytest.approx(normalized_mutual_info_score(one, mixed))
     assert 0.1 < cluster.nmi(one, mixed) < 0.6
+
+
+def test_images_with_one_and_the_same_features_are_counted() -> None:
+    rows = np.random.default_rng(0).standard_normal((200, 16)).astype(np.float32)
+    assert cluster.alike(rows) == pytest.approx(1 / 200)
+    rows[:80] = rows[0]
+    assert cluster.alike(rows) == pytest.approx(80 / 200)

@@ -30,7 +30,16 @@ from training.report import Report
 PATIENTS = 18
 IS_LOCKED = frozenset({0, 3, 8, 11})
 HOW = Pretraining(
-    clusters=3, epochs=2, batch=8, lr=0.02, dims=8, nmi_min=0, largest_max=1, classifier=Classifier(2, 8, 0.02), probe_every=1
+    clusters=3,
+    epochs=2,
+    batch=8,
+    lr=0.02,
+    dims=8,
+    nmi_min=0,
+    largest_max=1,
+    alike_max=1,
+    classifier=Classifier(2, 8, 0.02),
+    probe_every=1,
 )
 RECIPE = replace(SMALLEST, network="resnet18", start="random", frozen=0, pretraining=HOW)
 PLACE = "pretrain"
