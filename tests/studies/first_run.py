@@ -495,6 +495,7 @@ def _recipe(made_by: Callable[[], Recipe], name: str, classes: tuple[Label, ...]
         max_age=ADULTS_TOO,
         takes_unknown_age=True,
         size_px=128,
+        lr=1e-4,
         pretraining=PRETRAINING,
         limits=LIMITS,
     )
@@ -699,6 +700,9 @@ def _cycle(setup: Settings, site: Path, name: str, recipe: Recipe, orders: Order
     """Run one training, or go on with the run that was begun under this name."""
     mark = site / "begun" / f"{name}.json"
     begun = json.loads(mark.read_bytes())["run"] if mark.is_file() else ""
+    folder = setup.storage.root / "runs" / begun
+    if begun and (folder / "outcome.json").is_file():
+        return cycle.Outcome(begun, folder, **json.loads((folder / "outcome.json").read_bytes()))
 
     def bound(run: str) -> None:
         durable.make_folder(mark.parent)
