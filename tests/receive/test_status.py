@@ -21,7 +21,7 @@ RECEPTION = [
     FOLDER / "errors.py",
 ]
 """The modules whose errors can reach the handler of a C-STORE."""
-ELSEWHERE = {"NotFound", "NotReleasable", "NotToBeAnswered", "BadLabels", "NotEmpty", "NotMergeable", "WrongState"}
+ELSEWHERE = {"NotFound", "NotReleasable", "NotToBeAnswered", "BadLabels", "NotEmpty", "NotMergeable", "WrongState", "NoDecoder"}
 """Raised there for the command line, the replier and the trainer alone."""
 
 

@@ -606,7 +606,14 @@ def _in_both(images: Sequence[TrainingImage], said: Mapping[str, str]) -> set[st
 
 # ---- the program -------------------------------------------------------------------------------------------------------------
 
-FILES = {"wrap": "wrapped.json", "send": "sent.json", "label": "labelled.json", "run": "ran.json", "probes": "probed.json"}
+FILES = {
+    "wrap": "wrapped.json",
+    "send": "sent.json",
+    "label": "labelled.json",
+    "run": "ran.json",
+    "compare": "compared.json",
+    "probes": "probed.json",
+}
 
 
 ARMS = ("random", "imagenet", "pretrained")
@@ -641,6 +648,24 @@ def probes(data: Path, site: Path) -> dict[str, Any]:
     for task, targets in tasks.items():
         labelled = [(image, targets[of]) for one, image in found if (of := _truth(one)) in targets]
         told[task] = _probed(labelled, networks, cache, recipe)
+    return told
+
+
+def compared(site: Path) -> dict[str, Any]:
+    """Hold the arms of each task against each other, in pairs on the same patients."""
+    setup = settings.load(make_site(site))
+    ran = json.loads((site / FILES["run"]).read_text("utf-8"))
+    told: dict[str, Any] = {}
+    for task in (knee(), spine()):
+        folders = {arm: setup.storage.root / "runs" / ran[f"{task.name} {arm}"]["run"] for arm in ARMS}
+        for part in (evaluate.OUT_OF_FOLD, evaluate.LOCKED):
+            said = {
+                arm: Predictions.from_plain(json.loads((folder / "predictions.json").read_bytes())[part], task.urgent)
+                for arm, folder in folders.items()
+            }
+            for one, other in (("pretrained", "imagenet"), ("imagenet", "random"), ("pretrained", "random")):
+                apart = evaluate.difference(said[one], said[other], f"AUC, {one} minus {other}, {part}", seed=SEED)
+                told[f"{task.name}: {one} minus {other}, {part}"] = asdict(apart) if apart else None
     return told
 
 
@@ -738,6 +763,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "send": lambda: send(data, site, asked.associations),
         "label": lambda: label(data, site),
         "run": lambda: run(site),
+        "compare": lambda: compared(site),
         "probes": lambda: probes(data, site),
     }
     for name in list(steps)[: list(steps).index(asked.step) + 1]:
