@@ -7,6 +7,9 @@ is one `grid_sample`.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -48,15 +51,33 @@ def _parts(
     whole = rows.shape[-1]
     edges = np.clip(np.rint(side * whole), min(SIDE_MIN, whole), whole).astype(int)
     tops, lefts = ((draws[:, axis] * (whole - edges + 1)).astype(int) for axis in (1, 2))
-    parts = []
-    for row, edge, top, left, turn in zip(rows, edges.tolist(), tops.tolist(), lefts.tolist(), mirrored.tolist(), strict=True):
-        part = row[top : top + edge, left : left + edge][None, None]
-        if turn:  # before it is resized: most parts grow by that, and the result is the same to the bit
-            part = part.flip(-1)
-        if edge != size_px:
-            part = functional.interpolate(part, size=(size_px, size_px), mode="bilinear", antialias=True)
-        parts.append(part)
-    return torch.cat(parts)
+
+    def cut(span: range) -> list[Tensor]:
+        parts = []
+        for row in span:
+            top, left, edge = int(tops[row]), int(lefts[row]), int(edges[row])
+            part = rows[row, top : top + edge, left : left + edge][None, None]
+            if mirrored[row]:  # before it is resized: most parts grow by that, and the result is the same to the bit
+                part = part.flip(-1)
+            if edge != size_px:
+                part = functional.interpolate(part, size=(size_px, size_px), mode="bilinear", antialias=True)
+            parts.append(part)
+        return parts
+
+    hands = min(torch.get_num_threads(), len(rows))
+    if hands == 1:
+        return torch.cat(cut(range(len(rows))))
+    spans = [range(hand, len(rows), hands) for hand in range(hands)]
+    out = torch.empty(len(rows), 1, size_px, size_px, dtype=torch.uint8)
+    for span, parts in zip(spans, _hands(hands).map(cut, spans), strict=True):
+        out[span.start :: hands] = torch.cat(parts)
+    return out
+
+
+@cache
+def _hands(count: int) -> ThreadPoolExecutor:
+    """Keep the threads that cut parts: torch resizes one picture in one thread, and the others would wait."""
+    return ThreadPoolExecutor(count, thread_name_prefix="views")
 
 
 def _grid(
