@@ -52,12 +52,12 @@ from node.keep.catalogue import Catalogue
 from node.keep.records import TrainingImage
 from node.logs import event
 from node.settings import Settings
-from training import checkpoint, corpus, evaluate, export, finetune, promote
+from training import checkpoint, corpus, evaluate, export, finetune, journal, promote
 from training.corpus import Chosen, Corpus, CorpusChanged, Fold, Sample
 from training.engine import Engine, is_out_of_memory
 from training.evaluate import LOCKED, OUT_OF_FOLD, Predictions
 from training.finetune import Epoch, Fitted, Pictures
-from training.folder import Orders, OtherRun, Progress, RunFolder, Ticket, fit_of, journal_lines
+from training.folder import Orders, OtherRun, Progress, RunFolder, Ticket
 from training.ranks import Ranks
 from training.recipe import Recipe, seed_for
 from training.report import Report
@@ -387,13 +387,11 @@ class _Cycle:
     def _journal(self, fit: str, done: int) -> Callable[[Epoch], None]:
         """Give what writes one line an epoch to metrics.jsonl; lines of a fit that was killed are taken out first."""
         file = self.desk.path / "metrics.jsonl"
-        kept = [line for line in journal_lines(file) if fit_of(line) != fit]
-        self.desk.write("metrics.jsonl", "".join(f"{line}\n" for line in kept).encode())
+        journal.write(file, [line for line in journal.read(file) if line.get("fit") not in (None, fit)])
 
         def on_epoch(line: Epoch) -> None:
             told = {"fit": fit, **asdict(line)}
-            with open(file, "a", encoding="ascii") as out:
-                out.write(json.dumps(told) + "\n")
+            journal.note(file, told)
             self.desk.progress.epoch(fit, told)
             self.desk.progress.advance(done + line.epoch)
 

@@ -406,17 +406,3 @@ def _device(asked: str) -> str:
 def _versions() -> dict[str, str]:
     """Name the versions that the bytes of a model hang on."""
     return {"code_version": __version__, "torch": str(torch.__version__), "numpy": np.__version__}
-
-
-def journal_lines(file: Path) -> list[str]:
-    """Give the whole lines of metrics.jsonl; a kill or a power cut may have torn one."""
-    lines = file.read_text(encoding="ascii", errors="replace").splitlines() if file.is_file() else []
-    return [line for line in lines if fit_of(line)]
-
-
-def fit_of(line: str) -> str:
-    """Say which fit a line of metrics.jsonl belongs to; a torn line belongs to none."""
-    try:
-        return str(json.loads(line)["fit"])
-    except (ValueError, KeyError):
-        return ""

@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from models.card import Metric
 from node.keep.cache import NO_ROW, Cache
-from training import evaluate, pages, plots, sheets
+from training import evaluate, journal, pages, plots, sheets
 from training.corpus import Corpus, Pool
 from training.evaluate import LOCKED, OUT_OF_FOLD, Predictions
 from training.folder import RunFolder
@@ -187,7 +186,7 @@ class Report:
             self.desk.read("final.json")["words"],
             f"It was fitted for {decision['epochs']} epochs, the median of the folds.",
         ]
-        loss = plots.loss_plot(_journal(self.desk.path / "metrics.jsonl"))
+        loss = plots.loss_plot(journal.read(self.desk.path / "metrics.jsonl"))
         charts = [Figure("A thin line is a fold, a dot the epoch it was kept at.", loss)]
         return Section("Fine-tuning", "finetuning", words=words, figures=charts)
 
@@ -223,8 +222,8 @@ class Report:
         with np.load(folder / "clusters.npz") as kept:
             found = {name: kept[name] for name in ("labels", "distances", "rows")} | {"k": len(kept["centroids"])}
         return _Learned(
-            lines=_journal(folder / "metrics.jsonl"),
-            classifier_lines=_journal(folder / "classifier.jsonl"),
+            lines=journal.read(folder / "metrics.jsonl"),
+            classifier_lines=journal.read(folder / "classifier.jsonl"),
             classified=self.desk.read(f"{place}/classifier.json"),
             probed=self.desk.read(f"{place}/probe.json"),
             **found,
@@ -631,19 +630,6 @@ def _accuracies(classified: Plain) -> Grid:
             rows.append((f"{part}, {words}", _number(one["value"]), interval, f"{one['n']:,} {cases}"))
     rows.append(("always the largest cluster", _number(classified["chance"]), "", ""))
     return Grid("How often it names the right cluster", ("accuracy", "value", "95 % interval", "rests on"), rows)
-
-
-def _journal(file: Path) -> list[dict[str, Any]]:
-    """Read the lines of a journal that are whole; a kill or a power cut may have torn one."""
-    lines = []
-    for line in file.read_text(encoding="ascii", errors="replace").splitlines() if file.is_file() else ():
-        try:
-            told = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(told, dict):
-            lines.append(told)
-    return lines
 
 
 def _minutes(lines: Sequence[Plain]) -> str:

@@ -39,7 +39,7 @@ from models.preprocess import Preprocessing
 from node.keep.archive import Archive
 from node.keep.cache import Cache
 from node.logs import event
-from training import checkpoint, corpus, evaluate, pretrain, probe
+from training import checkpoint, corpus, evaluate, journal, pretrain, probe
 from training.corpus import Corpus, CorpusChanged, NotEnough, Pool, Pooled, Sample, Split
 from training.engine import Engine, chosen
 from training.folder import OtherRun, RunFolder
@@ -441,11 +441,11 @@ class Upstream:
         return _do(job, self.desk.root, self.desk.ranks, **hooks)
 
     def _together(
-        self, job: Job, place: str, journal: str, fit: str, look: Callable[[int, Network], Mapping[str, float]] | None
+        self, job: Job, place: str, told: str, fit: str, look: Callable[[int, Network], Mapping[str, float]] | None
     ) -> State:
         """Train to the end of the job, with half the batch whenever the memory is too small."""
         while True:
-            keeper = _Keeper(job.state, self.desk.path / place / journal)
+            keeper = _Keeper(job.state, self.desk.path / place / told)
 
             def on_epoch(line: Line, keeper: _Keeper = keeper) -> None:
                 keeper.note(line)
@@ -506,12 +506,11 @@ class Upstream:
 class _Keeper:
     """Writes states now and then, and one line an epoch."""
 
-    def __init__(self, file: Path, journal: Path) -> None:
-        self._file, self._journal = file, journal
+    def __init__(self, file: Path, told: Path) -> None:
+        self._file, self._told = file, told
         self._state: State | None = None
         self._at = monotonic()
-        before = checkpoint.load(file)["lines"] if file.is_file() else []
-        durable.write(journal, b"".join(_line(line) for line in before), mode=0o600)
+        journal.write(told, checkpoint.load(file)["lines"] if file.is_file() else [])
 
     def keep(self, state: State) -> None:
         """Remember the newest state; write it when the last one is old."""
@@ -521,8 +520,7 @@ class _Keeper:
 
     def note(self, line: Line) -> None:
         """Write the line of an epoch."""
-        with open(self._journal, "ab") as out:
-            out.write(_line(line))
+        journal.note(self._told, line)
 
     def write(self) -> None:
         """Write the newest state."""
@@ -620,10 +618,6 @@ def _accuracies(name: str, hits: NDArray[np.bool_], patients: Sequence[str], see
 
 def _told(metric: Metric) -> str:
     return f"{metric.value:+.3f} ({metric.low:+.3f} to {metric.high:+.3f}, {metric.n} patients)"
-
-
-def _line(line: Line) -> bytes:
-    return json.dumps(line).encode("ascii") + b"\n"
 
 
 def _hash(file: Path) -> str:

@@ -20,6 +20,7 @@ import typer
 from node.errors import BadSettings, NotFound
 from node.options import DEFAULT_CONFIG, Config, login
 from node.settings import Settings, load
+from training import journal
 
 if TYPE_CHECKING:
     from node.keep.catalogue import Catalogue
@@ -309,7 +310,7 @@ def _pretrained(folder: Path) -> Iterator[str]:
         probed = json.loads((folder / "probe.json").read_bytes())
         yield f"probes   {probed['words']}"
         yield from map(_figure, probed["metrics"])
-    lines = list(_lines(folder / "metrics.jsonl"))
+    lines = journal.read(folder / "metrics.jsonl")
     for name, key in (("k-NN", "knn"), ("linear", "linear")):
         if measured := [line for line in lines if line.get(key) is not None]:
             best = max(measured, key=lambda line: float(line[key]))
@@ -324,17 +325,6 @@ def _pretrained(folder: Path) -> Iterator[str]:
 def _figure(metric: dict[str, Any]) -> str:
     interval = f"{metric['low']:.3f} to {metric['high']:.3f}"
     return f"{metric['name']:60} {metric['value']:.3f}  ({interval}, {metric['n']} patients)"
-
-
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    """Read the whole lines of a journal; a kill may have torn one."""
-    for line in file.read_text(encoding="ascii", errors="replace").splitlines() if file.is_file() else ():
-        try:
-            told = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(told, dict):
-            yield told
 
 
 # --- schedules -----------------------------------------------------------------------------------------------------------------
