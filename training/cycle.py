@@ -47,7 +47,7 @@ from models.registry import Registry
 from models.runtime import Model
 from node.errors import disk_full_said
 from node.keep.archive import Archive
-from node.keep.cache import NO_ROW, Cache
+from node.keep.cache import Cache
 from node.keep.catalogue import Catalogue
 from node.keep.records import TrainingImage
 from node.logs import event
@@ -155,45 +155,28 @@ class _Cycle:
 
     def __init__(self, desk: RunFolder) -> None:
         self.desk = desk
-        self.archive = Archive(desk.root / "archive")
         self.registry = Registry(desk.root / "models")
         self.cache = Cache(desk.root / "cache", Preprocessing(desk.recipe.size_px))
-        self.upstream = Upstream(desk, self.archive, self.cache)
+        self.upstream = Upstream(desk, Archive(desk.root / "archive"), self.cache)
 
     # --- what to learn from -----------------------------------------------------------------------------------------------
 
     def corpus(self) -> Corpus:
         """Decode what is labelled, and freeze the lists."""
         frozen = Corpus.from_plain(self.desk.step("corpus.json", self._freeze))
-        while self._learns_from_locked(frozen):
+        while self.upstream.names_locked(frozen.training):
             # Merged with a locked patient before anybody could see these lists; later the person leaves the locked set.
             if (self.desk.path / "folds.json").is_file():
                 raise CorpusChanged("a patient of this run's frozen lists is in the locked set now; start a new run")
             self.desk.write_plain("corpus.json", self._freeze())
             frozen = Corpus.from_plain(self.desk.read("corpus.json"))
-        self._decode_again(frozen, self.cache)
+        self.upstream.decode_again((*frozen.training, *frozen.locked), self.cache)
         return frozen
-
-    def _learns_from_locked(self, frozen: Corpus) -> bool:
-        """Say whether an image or a person of the training list is in the locked set by now."""
-        locked = {image.sop_uid for image in self.desk.catalogue.instances.for_training() if image.locked}
-        persons = self.desk.catalogue.instances.locked_patients()
-        return any(sample.sop_uid in locked or sample.pid in persons for sample in frozen.training)
-
-    def _decode_again(self, frozen: Corpus, cache: Cache) -> None:
-        """Bring pictures of the frozen lists back that the cache does not hold (any more); those it holds stay as they are."""
-        wanted = {sample.sop_uid for sample in (*frozen.training, *frozen.locked)}
-        missing = {uid for uid in wanted if (row := cache.get(uid)) is None or row.row == NO_ROW}
-        if missing:
-            images = [image for image in self.desk.catalogue.instances.for_training() if image.sop_uid in missing]
-            cache.build(images, self.archive.read, threads=self.desk.bound["threads"])
 
     def _freeze(self) -> dict[str, Any]:
         images = self.desk.catalogue.instances.for_training()
         known = {image.sop_uid for image in images}
-        for cache in Cache.all(
-            self.desk.root / "cache"
-        ):  # [storage.keep_days] on the node does not reach a cache of another host
+        for cache in Cache.all(self.desk.root / "cache"):  # [storage.keep_days] does not reach a cache of another host
             cache.blank_others(known)
         chosen, left_out = self._decoded(images)
         frozen = corpus.freeze(chosen, left_out, self.cache, self.desk.recipe)
@@ -220,13 +203,7 @@ class _Cycle:
             new = [one.image for one in chosen if one.image.sop_uid not in looked_at]
             if not new:
                 return chosen, left_out
-            self.desk.progress.stage("decoding images", len(new))
-            self.cache.build(
-                new,
-                self.archive.read,
-                threads=self.desk.bound["threads"],
-                progress=lambda done, _total: self.desk.progress.advance(done),
-            )
+            self.upstream.decode(new)
             looked_at |= {image.sop_uid for image in new}
             images = self.desk.catalogue.instances.for_training()
 
@@ -554,7 +531,7 @@ class _Cycle:
         if trained_on & {sample.pid for sample in frozen.locked}:
             return None, "it was trained on a patient who is locked now"
         cache = Cache(self.desk.root / "cache", card.preprocessing)
-        self._decode_again(replace(frozen, training=()), cache)
+        self.upstream.decode_again(frozen.locked, cache)
         try:
             rows = cache.pixels([sample.sop_uid for sample in frozen.locked])
         except KeyError:
@@ -744,7 +721,7 @@ class _Cycle:
 
     def ended(self) -> Outcome | None:
         """Give what a finished run came to, None when there is something left to do."""
-        if not (self.desk.path / "outcome.json").is_file():
+        if not self.desk.ended:
             return None
         return Outcome(self.desk.path.name, self.desk.path, **self.desk.read("outcome.json"))
 

@@ -37,7 +37,8 @@ from models.errors import Final, OsteonError, Tampered
 from models.networks import Network, build, start_weights
 from models.preprocess import Preprocessing
 from node.keep.archive import Archive
-from node.keep.cache import Cache
+from node.keep.cache import NO_ROW, Cache
+from node.keep.records import TrainingImage
 from node.logs import event
 from training import checkpoint, corpus, evaluate, journal, pretrain, probe
 from training.corpus import Corpus, CorpusChanged, NotEnough, Pool, Pooled, Sample, Split
@@ -121,15 +122,13 @@ class Upstream:
     def pool(self) -> Pool:
         """Decode what the archive holds of unlocked patients, and freeze the list."""
         pool = Pool.from_plain(self.desk.step(POOL, self._freeze))
-        while self._names_locked(pool):
+        while self.names_locked(pool.images):
             if self._begun or self.desk.orders.extends:
                 raise CorpusChanged("a patient of this run's pretraining list is in the locked set now; start a new run")
             (self.desk.path / "split.json").unlink(missing_ok=True)  # it deals the patients of the list that goes
             self.desk.write_plain(POOL, self._freeze())
             pool = Pool.from_plain(self.desk.read(POOL))
-        missing = {one.sop_uid for one in pool.images if self.cache.get(one.sop_uid) is None}
-        if missing:  # the cache was thrown away since
-            self._decode(missing)
+        self.decode_again(pool.images, self.cache)
         self.desk.step("split.json", lambda: corpus.split(pool.patients, self.desk.recipe.seed).to_plain())
         return pool
 
@@ -137,11 +136,11 @@ class Upstream:
     def _begun(self) -> bool:
         return any(self.desk.path.glob("*/state.pt"))
 
-    def _names_locked(self, pool: Pool) -> bool:
-        """Say whether an image or a person of the list is in the locked set by now."""
+    def names_locked(self, frozen: Sequence[Pooled | Sample]) -> bool:
+        """Say whether an image or a person of a frozen list is in the locked set by now."""
         locked = {image.sop_uid for image in self.desk.catalogue.instances.for_training() if image.locked}
         persons = self.desk.catalogue.instances.locked_patients()
-        return any(one.sop_uid in locked or one.pid in persons for one in pool.images)
+        return any(one.sop_uid in locked or one.pid in persons for one in frozen)
 
     def _freeze(self) -> dict[str, Any]:
         how = self._how
@@ -150,11 +149,11 @@ class Upstream:
         looked_at: set[str] = set()
         while True:  # decoding takes hours, in which images come and patients are locked: what is frozen was chosen after it
             images = self.desk.catalogue.instances.for_training()
-            new = {image.sop_uid for image in images if not image.locked} - looked_at
+            new = [image for image in images if not image.locked and image.sop_uid not in looked_at]
             if not new:
                 break
-            self._decode(new)
-            looked_at |= new
+            self.decode(new)
+            looked_at |= {image.sop_uid for image in new}
         pool = corpus.pool(images, self.cache, blank_below=self.desk.recipe.blank_below)
         if len(pool.images) < how.images_min:
             out = "; ".join(f"{reason}: {count}" for reason, count in pool.left_out.items()) or "none"
@@ -167,10 +166,16 @@ class Upstream:
         )
         return pool.to_plain()
 
-    def _decode(self, uids: set[str]) -> None:
-        images = [image for image in self.desk.catalogue.instances.for_training() if image.sop_uid in uids]
+    def decode_again(self, frozen: Sequence[Pooled | Sample], cache: Cache) -> None:
+        """Bring pictures of a frozen list back that the cache does not hold (any more); those it holds stay as they are."""
+        missing = {one.sop_uid for one in frozen if (row := cache.get(one.sop_uid)) is None or row.row == NO_ROW}
+        if missing:
+            self.decode([image for image in self.desk.catalogue.instances.for_training() if image.sop_uid in missing], cache)
+
+    def decode(self, images: Sequence[TrainingImage], cache: Cache | None = None) -> None:
+        """Decode into the run's cache, or another one, and tell how far it is."""
         self.desk.progress.stage("decoding images", len(images))
-        self.cache.build(
+        (self.cache if cache is None else cache).build(
             images,
             self.archive.read,
             threads=self.desk.bound["threads"],
