@@ -305,12 +305,12 @@ class Upstream:
             state = self._together(job, place, "classifier.jsonl", "classifier of clusters", None)
             network = self._network(how.clusters if len(labels) == 0 else int(labels.max()) + 1)
             network.load_state_dict(state["best"]["network"])
-            part = self._part(job.engine, Ranks())
+            part, gallery = self._part(job.engine, Ranks()), _gallery(self.cache, pool.images)
             checkpoint.save(network.backbone.state_dict(), self.desk.path / place / "backbone.pt")
+            network = part.engine.place(network)
             told = {"best_epoch": state["best"]["epoch"], "clusters": how.clusters}
             for name, held in (("validation_accuracy", validation), ("accuracy", test)):
-                gallery = _gallery(self.cache, pool.images).only(held)
-                said = pretrain.features(part.engine.place(network), gallery, part, embed=True).argmax(dim=1).cpu().numpy()
+                said = pretrain.features(network, gallery.only(held), part, embed=True).argmax(dim=1).cpu().numpy()
                 hits = said == labels[held]
                 told |= _accuracies(name, hits, [pool.images[row].pid for row in held.tolist()], self.desk.recipe.seed)
             told["chance"] = float(np.bincount(labels).max() / len(labels))
