@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +25,29 @@ NOW = datetime(2026, 1, 17, 12, tzinfo=UTC)
 CLASSES = ("ewing_sarcoma", "acute_osteomyelitis")
 SMALLEST: Recipe = replace(named("phantom"), size_px=32, folds=3, epochs=2, batch=8, gate=Gate(draws=200), pretraining=None)
 """A recipe that makes a model in seconds."""
+
+
+class Heard:
+    """Keeps what a run told; interrupts it at an epoch of a fit when asked to."""
+
+    def __init__(self, stop_in: str = "") -> None:
+        self.stages: list[str] = []
+        self.epochs: list[tuple[str, int]] = []
+        self.stop_in = stop_in
+
+    def stage(self, what: str, total: int = 0) -> None:
+        self.stages.append(what)
+
+    def advance(self, done: int) -> None:
+        pass
+
+    def within(self, done: float) -> None:
+        pass
+
+    def epoch(self, fit: str, line: Mapping[str, Any]) -> None:
+        self.epochs.append((fit, line["epoch"]))
+        if fit == self.stop_in:
+            raise KeyboardInterrupt
 
 
 def pid(patient: int) -> str:

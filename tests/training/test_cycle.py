@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from labelled import NOW, labelled_site, pid, settings_of
+from labelled import NOW, Heard, labelled_site, pid, settings_of
 from labelled import SMALLEST as RECIPE
 from roles import until
 from typer.testing import CliRunner
@@ -43,29 +43,6 @@ from training.verbs import app
 FINETUNE = ("--orders", '{"kind": "finetune"}')
 """A dozen patients are too few for clusters."""
 IS_LOCKED = frozenset(range(0, 24, 3))
-
-
-class Heard:
-    """Keeps what a run told; interrupts it at an epoch of a fit when asked to."""
-
-    def __init__(self, stop_in: str = "") -> None:
-        self.stages: list[str] = []
-        self.epochs: list[tuple[str, int]] = []
-        self.stop_in = stop_in
-
-    def stage(self, what: str, total: int = 0) -> None:
-        self.stages.append(what)
-
-    def advance(self, done: int) -> None:
-        pass
-
-    def within(self, done: float) -> None:
-        pass
-
-    def epoch(self, fit: str, line: Mapping[str, Any]) -> None:
-        self.epochs.append((fit, line["epoch"]))
-        if fit == self.stop_in:
-            raise KeyboardInterrupt
 
 
 def run(site: Path, recipe: Recipe = RECIPE, *, heard: Heard | None = None, run_id: str = "") -> cycle.Outcome:

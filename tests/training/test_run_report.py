@@ -6,15 +6,14 @@ import json
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from labelled import NOW, SMALLEST, labelled_site, pid, settings_of
+from labelled import NOW, SMALLEST, Heard, labelled_site, pid, settings_of
 from numpy.typing import NDArray
 
 from node.keep.cache import Cache
@@ -43,25 +42,6 @@ HOW = Pretraining(
 )
 RECIPE = replace(SMALLEST, network="resnet18", start="random", frozen=0, pretraining=HOW)
 PLACE = "pretrain"
-
-
-class Heard:
-    """Listens, and keeps the stages."""
-
-    def __init__(self) -> None:
-        self.stages: list[str] = []
-
-    def stage(self, what: str, total: int = 0) -> None:
-        self.stages.append(what)
-
-    def advance(self, done: int) -> None:
-        pass
-
-    def within(self, done: float) -> None:
-        pass
-
-    def epoch(self, fit: str, line: Mapping[str, Any]) -> None:
-        pass
 
 
 def run(site: Path, kind: Kind, *, clusters: Sequence[int] = (), run_id: str = "") -> cycle.Outcome:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from labelled import NOW, labelled_site, pid, put, settings_of, texture
+from labelled import Heard as Listening
 from pretraining import (
     LOCKED_UNLABELLED,
     SAID,
@@ -46,27 +47,20 @@ LABELLED = {pid(patient) for patient in range(24)} - LOCKED
 TRUNCATED, SIXTEEN_BITS = 40, 41
 
 
-class Heard:
-    """Keeps what a run told; interrupts it after an epoch of a fit, or as a stage begins."""
+class Heard(Listening):
+    """Interrupts a run after an epoch of a fit, or as a stage begins."""
 
     def __init__(self, after: tuple[str, int] = ("", 0), before: str = "-") -> None:
-        self.stages: list[str] = []
-        self.epochs: list[tuple[str, int]] = []
+        super().__init__()
         self._after, self._before = after, before
 
     def stage(self, what: str, total: int = 0) -> None:
-        self.stages.append(what)
+        super().stage(what, total)
         if what.startswith(self._before):
             raise KeyboardInterrupt
 
-    def advance(self, done: int) -> None:
-        pass
-
-    def within(self, done: float) -> None:
-        pass
-
     def epoch(self, fit: str, line: Mapping[str, Any]) -> None:
-        self.epochs.append((fit, line["epoch"]))
+        super().epoch(fit, line)
         if self.epochs[-1] == self._after:
             raise KeyboardInterrupt
 
