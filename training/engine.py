@@ -16,6 +16,8 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from models.errors import Final
+
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 Format = Literal["float32", "bfloat16"]
 TRY_S = 0.5
@@ -69,6 +71,10 @@ def chosen(device: str, build: Callable[[], nn.Module], size_px: int, *, batch: 
     engines = [Engine(device, each, channels_last=last) for each in formats for last in (True, False)]
     with torch.random.fork_rng(devices=[]):
         return min(engines, key=lambda engine: _step_s(engine, engine.place(build()), size_px, batch))
+
+
+class Diverged(Final):
+    """The loss is not finite: a smaller learning rate is needed."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -22,18 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.errors import Final
 from models.networks import Ensemble, Network
 from training.augment import DRAWS, augment, plain
-from training.engine import Engine
+from training.engine import Diverged, Engine
 from training.recipe import Recipe, seed_for, uniforms
 
 EVAL_BATCH = 32
 PLAIN = Engine()
-
-
-class Diverged(Final):
-    """The loss is not finite: a smaller learning rate is needed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ from models.networks import Network
 from training import cluster
 from training.augment import plain
 from training.cluster import Assignment, Labels
-from training.engine import Engine, fits, is_out_of_memory
+from training.engine import Diverged, Engine, fits, is_out_of_memory
 from training.ranks import Ranks, met
 from training.recipe import Classifier, Pretraining, seed_for, uniforms
 from training.views import DRAWS, view
@@ -54,10 +54,6 @@ State = dict[str, Any]
 """Everything that goes on: epoch, weights, optimiser, assignment, prototypes, bank, and the lines of all epochs."""
 Line = dict[str, Any]
 """One epoch in figures, as it stands in metrics.jsonl."""
-
-
-class Diverged(Final):
-    """The loss is not finite: a smaller learning rate is needed."""
 
 
 class Collapsed(Final):
