@@ -21,7 +21,8 @@ TEMPERATURE = 0.07
 """Of the neighbours' votes (Wu et al., CVPR 2018)."""
 STRENGTH = 0.01
 """Inverse weight of the linear probe's penalty: mild enough for a thousand features and a few dozen images."""
-KINDS = ("knn", "linear")
+KINDS = {"knn": "k-NN", "linear": "linear probe"}
+"""The probes by their key in figures and journals, and as they are called."""
 
 
 def possible(targets: Sequence[int], patients: Sequence[str], classes: int, folds: int) -> bool:

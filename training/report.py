@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from models.card import Metric
 from node.keep.cache import NO_ROW, Cache
-from training import evaluate, journal, pages, plots, sheets
+from training import evaluate, journal, pages, plots, probe, sheets
 from training.corpus import Corpus, Pool
 from training.evaluate import LOCKED, OUT_OF_FOLD, Predictions
 from training.folder import RunFolder
@@ -31,8 +31,6 @@ Plain = Mapping[str, Any]
 
 PAGE = "report.html"
 WEIGHTS = {"imagenet": "ImageNet weights", "random": "random weights"}
-PROBES = {"knn": "k-NN", "linear": "linear probe"}
-"""As the names of the probes' figures call them."""
 QUERIES = 6
 FEWEST_POINTS = 5
 """Of a map."""
@@ -282,7 +280,7 @@ class Report:
         chosen = plots.sweep_accuracy_plot(points, cases, found["by_study_rule"])
         charts = [Figure("Shaded: what the classifier adds to naming the largest cluster each time. Ringed: chosen.", chosen)]
         if found["by_probes"]:
-            start = {key: float(rows[0][f"{key}_start"]) for key in PROBES}
+            start = {key: float(rows[0][f"{key}_start"]) for key in probe.KINDS}
             probed = plots.sweep_probe_plot(rows, start, self._learned(f"k-{rows[0]['k']}").witnesses)
             charts.append(Figure("Dashed: the weights each pretraining began with, which it has to beat.", probed))
         header = ("clusters", "test accuracy", "95 % interval", "chance", "over chance", "k-NN", "linear probe", "offered")
@@ -293,7 +291,7 @@ class Report:
                 f"{_number(row['accuracy']['low'])} to {_number(row['accuracy']['high'])}",
                 _number(row["chance"]),
                 _number(row["over_chance"]),
-                *(_number(row[key]) for key in PROBES),
+                *(_number(row[key]) for key in probe.KINDS),
                 "yes" if row["offered"] else "no",
             )
             for row in rows
@@ -492,7 +490,7 @@ class _Learned:
     @property
     def start(self) -> dict[str, float]:
         """What each probe reached on the start weights."""
-        found = {key: self.metric(f"AUC, {title}, start") for key, title in PROBES.items()}
+        found = {key: self.metric(f"AUC, {title}, start") for key, title in probe.KINDS.items()}
         return {key: metric.value for key, metric in found.items() if metric}
 
     @property
@@ -527,7 +525,7 @@ class _Shown:
 
 def _offer(learned: _Learned) -> Headline:
     """Say of a run that came to a model what became of its pretraining."""
-    apart = [f"{title} {_signed(one.value)}" for title in PROBES.values() if (one := _lead(learned, title))]
+    apart = [f"{title} {_signed(one.value)}" for title in probe.KINDS.values() if (one := _lead(learned, title))]
     said = "offered" if learned.probed["offered"] else "not offered"
     return Headline("pretraining", said, f"AUC against the start: {', '.join(apart)}" if apart else "too few labels to probe it")
 
@@ -535,7 +533,7 @@ def _offer(learned: _Learned) -> Headline:
 def _leads(learned: _Learned) -> list[Headline]:
     """Say how far each probe is above the start weights."""
     found = []
-    for title in PROBES.values():
+    for title in probe.KINDS.values():
         if one := _lead(learned, title):
             below = f"{_signed(one.low)} to {_signed(one.high)}, {one.n} patients"
             found.append(Headline(f"AUC against the start, {title}", _signed(one.value), below))

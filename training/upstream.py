@@ -343,7 +343,7 @@ class Upstream:
             for name, network in (("start", start), ("DeepCluster", clustered), ("pretrained", learned))
         }
         above = {}
-        for kind, title in (("knn", "k-NN"), ("linear", "linear probe")):
+        for kind, title in probe.KINDS.items():
             for name, predictions in said.items():
                 if metric := evaluate.auc_with_interval(predictions[kind], f"{title}, {name}", seed=seed):
                     told["metrics"].append(asdict(metric))
@@ -495,12 +495,10 @@ class Upstream:
                     "accuracy_by_patient": told["accuracy_by_patient"],
                     "chance": told["chance"],
                     "over_chance": told["accuracy"]["value"] - told["chance"],
-                    "knn": values.get("AUC, k-NN, pretrained"),
-                    "linear": values.get("AUC, linear probe, pretrained"),
-                    "knn_start": values.get("AUC, k-NN, start"),
-                    "linear_start": values.get("AUC, linear probe, start"),
                     "offered": pretrained.offered,
                 }
+                | {kind: values.get(f"AUC, {title}, pretrained") for kind, title in probe.KINDS.items()}
+                | {f"{kind}_start": values.get(f"AUC, {title}, start") for kind, title in probe.KINDS.items()}
             )
         by_rule = max(rows, key=lambda row: row["over_chance"])["k"]
         probed = [row for row in rows if row["linear"] is not None]
