@@ -336,7 +336,7 @@ class _Cycle:
         """Fit one network, with half the batch whenever the memory is too small; what fits is remembered for all fits to come."""
         noted = self.desk.path / "fits" / "batch.json"
         while True:
-            batch = int(self.desk.read("fits/batch.json")["batch"]) if noted.is_file() else self.desk.recipe.batch
+            batch = checkpoint.fitting(noted, self.desk.recipe.batch)
             try:
                 return finetune.fit(
                     partial(self._fresh, start),
@@ -351,9 +351,8 @@ class _Cycle:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or batch < 2:
                     raise
-                because = f"a batch of {batch} did not fit into the memory"
-                self.desk.write_plain("fits/batch.json", {"batch": batch // 2, "because": because})
-                event(log, "batch halved", level=logging.WARNING, run=self.desk.path.name, fit=name, batch=batch // 2)
+                smaller = checkpoint.halve(noted, batch)
+                event(log, "batch halved", level=logging.WARNING, run=self.desk.path.name, fit=name, batch=smaller)
 
     def _fresh(self, start: Pretrained | None) -> Network:
         recipe = self.desk.recipe

@@ -433,12 +433,9 @@ class Upstream:
         name = "state.pt" if what == "deepcluster" else "classifier.pt"
         threads = self.desk.bound["threads"]
         state = self.desk.path / place / name
-        return Job(what, self.desk.recipe, how, self.engine(), self._fitting(state, batch), threads, pool.images, state)
-
-    def _fitting(self, state: Path, batch: int) -> int:
-        """Give the batch that an earlier try found to fit, or the recipe's."""
-        noted = _batch_file(state)
-        return int(json.loads(noted.read_bytes())["batch"]) if noted.is_file() else batch
+        return Job(
+            what, self.desk.recipe, how, self.engine(), checkpoint.fitting(_batch_file(state), batch), threads, pool.images, state
+        )
 
     def _all(self, job: Job, **hooks: Any) -> Any:
         """Let every process do the job, and do it here."""
@@ -460,7 +457,7 @@ class Upstream:
             try:
                 state: State = self._all(job, keep=keeper.keep, on_epoch=on_epoch, on_batch=self.desk.progress.within, look=look)
             except TooLarge:
-                fitting = self._fitting(job.state, job.batch)
+                fitting = checkpoint.fitting(_batch_file(job.state), job.batch)
                 if self.desk.ranks.size > 1 or fitting == job.batch:
                     raise  # the others are in the middle of a step: all start anew, with the batch that was noted
                 job = replace(job, batch=fitting)
@@ -575,8 +572,7 @@ def _do(
     except TooLarge:
         if job.batch < 2 * 2 * ranks.size:
             raise
-        noted = {"batch": job.batch // 2, "because": f"a batch of {job.batch} did not fit into the memory"}
-        durable.write(_batch_file(job.state), json.dumps(noted).encode(), mode=0o600)
+        checkpoint.halve(_batch_file(job.state), job.batch)
         raise
 
 
