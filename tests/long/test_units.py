@@ -376,7 +376,7 @@ def learn(inside: Machine, port: int, cohort: phantoms.Cohort) -> None:
 
 def trainers(inside: Machine) -> list[str]:
     """Give the process numbers of torchrun and its trainer, once both are there."""
-    found = inside.run("pgrep", "-u", "osteon-train", "-f", "--", "-m training ", fails=True).split()
+    found = inside.run("pgrep", "-u", "osteon-train", "-f", "--", "-m (-- )?training ", fails=True).split()
     return found if len(found) == 2 else []
 
 

@@ -83,7 +83,7 @@ class Nights:
         settings = self.settings
         with Catalogue.open(settings.storage.catalogue) as catalogue:
             keeper = Timekeeper(settings, catalogue, now=lambda: datetime.now(UTC) + ahead)
-            supervisor = Supervisor(settings, catalogue, stand_in(self.config), now=lambda: datetime.now(UTC) + ahead)
+            supervisor = Supervisor(settings, catalogue, stand_in(self.config, 1), now=lambda: datetime.now(UTC) + ahead)
             keeper.begin()
 
             def over() -> bool:
