@@ -52,8 +52,10 @@ def _parts(
     edges = np.clip(np.rint(side * whole), min(SIDE_MIN, whole), whole).astype(int)
     tops, lefts = ((draws[:, axis] * (whole - edges + 1)).astype(int) for axis in (1, 2))
 
-    def cut(span: range) -> list[Tensor]:
-        parts = []
+    out = torch.empty(len(rows), 1, size_px, size_px, dtype=torch.uint8)
+    place = out.numpy()  # torch would share out the copying of one picture among threads of its own, for longer than it takes
+
+    def cut(span: range) -> None:
         for row in span:
             top, left, edge = int(tops[row]), int(lefts[row]), int(edges[row])
             part = rows[row, top : top + edge, left : left + edge][None, None]
@@ -61,16 +63,13 @@ def _parts(
                 part = part.flip(-1)
             if edge != size_px:
                 part = functional.interpolate(part, size=(size_px, size_px), mode="bilinear", antialias=True)
-            parts.append(part)
-        return parts
+            place[row] = part[0].numpy()
 
     hands = min(torch.get_num_threads(), len(rows))
     if hands == 1:
-        return torch.cat(cut(range(len(rows))))
-    spans = [range(hand, len(rows), hands) for hand in range(hands)]
-    out = torch.empty(len(rows), 1, size_px, size_px, dtype=torch.uint8)
-    for span, parts in zip(spans, _hands(hands).map(cut, spans), strict=True):
-        out[span.start :: hands] = torch.cat(parts)
+        cut(range(len(rows)))
+    else:
+        list(_hands(hands).map(cut, [range(hand, len(rows), hands) for hand in range(hands)]))
     return out
 
 
