@@ -106,21 +106,27 @@ def list_runs(config: Config = DEFAULT_CONFIG) -> None:
 
 @app.command("show")
 def show(run: RunName, config: Config = DEFAULT_CONFIG) -> None:
-    """Say what a run came to: figures with intervals, the gate's words, where the files are."""
+    """Say what a run came to: figures with intervals, the words of the gate or of the probes, where the files are."""
     site = load(config)
     with _catalogue(site) as catalogue:
         row = catalogue.runs.named(run)
     folder = site.storage.root / "runs" / row.folder
-    if not row.folder or not (folder / "decision.json").is_file():
+    if row.folder and (folder / "decision.json").is_file():
+        decision = json.loads((folder / "decision.json").read_bytes())
+        for metric in decision["metrics"]:
+            typer.echo(_figure(metric))
+        typer.echo(f"version  {decision['version']}")
+        typer.echo(f"gate     {decision['decision']}: {decision['words']}")
+        if decision["by_hand"]:
+            typer.echo(f"by hand  {decision['by_hand']}")
+    elif row.folder and (folder / "outcome.json").is_file():  # of a pretraining or a sweep, which no gate judges
+        for line in _summary(folder):
+            typer.echo(line)
+        outcome = json.loads((folder / "outcome.json").read_bytes())
+        typer.echo(f"result   {outcome['decision']}: {outcome['words']}")
+    else:
         typer.echo(f"run {row.id} has not come to a decision; it is {_state(row)}")
         return
-    decision = json.loads((folder / "decision.json").read_bytes())
-    for metric in decision["metrics"]:
-        typer.echo(_figure(metric))
-    typer.echo(f"version  {decision['version']}")
-    typer.echo(f"gate     {decision['decision']}: {decision['words']}")
-    if decision["by_hand"]:
-        typer.echo(f"by hand  {decision['by_hand']}")
     typer.echo(f"files    {folder}")
 
 

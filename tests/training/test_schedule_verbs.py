@@ -337,7 +337,12 @@ def test_a_summary_of_a_sweep_lays_the_numbers_of_clusters_side_by_side(site: Pa
         row | {"k": 100, "accuracy": {"value": 0.03, "low": 0, "high": 0.1, "n": 90}, "over_chance": -0.02, "knn": None},
     ]
     (folder / "sweep.json").write_text(json.dumps({"rows": rows, "by_study_rule": 50, "by_probes": 100}))
-    (folder / "outcome.json").write_text(json.dumps({"decision": "swept"}))
+    (folder / "outcome.json").write_text(
+        json.dumps({"decision": "swept", "words": "Number of clusters by the study's rule: 50."})
+    )
+    shown = train("show", "1", site=site).stdout
+    assert "result   swept: Number of clusters by the study's rule: 50." in shown
+    assert "not come to a decision" not in shown
     told = train("report", "1", "--print", site=site).stdout
     assert "gate" not in told
     assert "sweep    by the study's rule 50 clusters, by the probes 100" in told
@@ -345,3 +350,4 @@ def test_a_summary_of_a_sweep_lays_the_numbers_of_clusters_side_by_side(site: Pa
     assert heading[0] == "clusters"
     assert first == ["50", "0.600", "(0.500", "to", "0.700)", "0.050", "+0.550", "0.700", "0.800", "yes"]
     assert (second[0], second[6], second[7]) == ("100", "-0.020", "–")
+    assert all(line in shown for line in told.splitlines()[1:5])
