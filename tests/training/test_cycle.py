@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 
 from models import durable
 from models.errors import Final
+from models.networks import build
 from models.registry import Registry
 from node.errors import NoSpace, NotFound, Occupied, WrongState
 from node.keep import frozen
@@ -34,6 +35,7 @@ from node.keep.catalogue import Catalogue
 from node.keep.records import Purpose, RunState
 from node.reply import completion
 from training import checkpoint, corpus, cycle, finetune, machine, promote, upstream
+from training.augment import plain
 from training.corpus import CorpusChanged, NotEnough
 from training.engine import Engine
 from training.folder import Busy, OtherRun, Stopped, _alone
@@ -496,3 +498,56 @@ def test_a_batch_that_does_not_fit_is_halved_said_and_remembered(
     assert largest == [8, 4, 4, 4, 4], "tried once; the other fits begin with what fitted"
     assert read(ended, "fits/batch.json")["batch"] == 4
     assert "batch halved" in caplog.text
+
+
+def test_the_final_model_is_the_mean_of_the_repeats_where_the_validation_patients_speak_for_it() -> None:
+    """Two seeds that are wrong of different images are worth averaging; two that say the same are not."""
+    truth = [np.zeros(20, np.int64), np.ones(20, np.int64)]
+
+    def fold(target: int, wrong: slice) -> dict[str, list[list[float]]]:
+        logits = np.full((20, 2), -2.0)
+        logits[:, target] = 2.0
+        logits[wrong] *= -0.9
+        return {"validation": logits.tolist()}
+
+    differ = [[fold(target, slice(0, 4)), fold(target, slice(4, 8))] for target in (0, 1)]
+    said = cycle._one_or_all(differ, truth)
+    assert said["members"] == 2
+    assert said["gain"] > said["standard_error"] > 0
+    assert "the mean of 2 networks" in said["words"]
+    same = [[fold(target, slice(0, 4)), fold(target, slice(0, 4))] for target in (0, 1)]
+    said = cycle._one_or_all(same, truth)
+    assert said["members"] == 1
+    assert "one network and not the mean of 2" in said["words"]
+
+
+def test_a_mean_of_repeats_is_fitted_resumed_shelved_and_said_in_the_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the folds of a dozen invented patients speak for, the mean is taken here."""
+    site, judged = labelled_site(tmp_path, patients=12), cycle._one_or_all
+    monkeypatch.setattr(cycle, "_one_or_all", lambda found, truth: judged(found, truth) | {"members": 2, "words": "Two of them."})
+    recipe = replace(RECIPE, repeats=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(site, recipe, heard=Heard(stop_in="refit repeat 1"))
+    with Catalogue.open(settings_of(site).storage.catalogue) as catalogue:
+        row = catalogue.runs.last()
+    assert row is not None
+    heard = Heard()
+    ended = run(site, recipe, heard=heard, run_id=row.folder)
+    assert {fit for fit, _ in heard.epochs} == {"refit repeat 1"}, "what was fitted before the interruption stays"
+    fits = {line["fit"] for line in map(json.loads, (ended.folder / "metrics.jsonl").read_text().splitlines())}
+    assert fits == {f"{one}{more}" for one in ("fold 0", "fold 1", "fold 2", "refit") for more in ("", " repeat 1")}
+
+    members = []
+    for name in ("refit", "refit-repeat-1"):
+        members.append(build(recipe.network, 2, "random").eval())
+        members[-1].load_state_dict(checkpoint.load(ended.folder / "fits" / f"{name}.pt"))
+    rows = torch.from_numpy(np.random.default_rng(5).integers(0, 256, (4, recipe.size_px, recipe.size_px), np.uint8))
+    apart, mean = finetune.predict(members[0], rows)[0], np.mean([finetune.predict(one, rows)[0] for one in members], axis=0)
+    registry = Registry(settings_of(site).storage.root / "models")
+    session = onnxruntime.InferenceSession(registry.model(ended.version), providers=["CPUExecutionProvider"])
+    said = session.run(["logits"], {session.get_inputs()[0].name: plain(rows).numpy()})[0]
+    assert np.abs(said - mean).max() < 1e-4 < np.abs(said - apart).max()
+    assert registry.card(ended.version).composition == "Two of them."
+    assert "Two of them." in (ended.folder / "report.html").read_text()
