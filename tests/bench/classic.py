@@ -50,7 +50,7 @@ class Classic:
         crop = transforms.RandomResizedCrop(size_px, scale=(how.views.scale_min, how.views.scale_max))
         seen = [crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), NORMALISE]
         whole = [transforms.Resize(size_px * 8 // 7), transforms.CenterCrop(size_px), transforms.ToTensor(), NORMALISE]
-        self._train, self._look = Files(files, transforms.Compose(seen)), Files(files, transforms.Compose(whole))
+        self._files, self._train, self._whole = files, Files(files, transforms.Compose(seen)), transforms.Compose(whole)
         self._chance = np.random.default_rng(seed)
         self._optimiser = torch.optim.SGD(backbone.parameters(), how.lr, momentum=how.momentum, weight_decay=how.weight_decay)
 
@@ -76,15 +76,15 @@ class Classic:
             total += loss.item() * len(positions)
         return total / len(order)
 
-    def features(self) -> NDArray[np.float32]:
-        """Give the features of every picture in eval mode."""
+    def features(self, files: Sequence[Path]) -> NDArray[np.float32]:
+        """Give the features of these pictures in eval mode."""
         self._backbone.eval()
         with torch.no_grad():
-            batches = DataLoader(self._look, self._how.batch, num_workers=WORKERS)
+            batches = DataLoader(Files(files, self._whole), self._how.batch, num_workers=WORKERS)
             return np.concatenate([self._backbone(images).numpy() for images, _ in batches])
 
     def _clusters(self) -> NDArray[np.int64]:
-        rows = self.features()
+        rows = self.features(self._files)
         whitening = faiss.PCAMatrix(self._width, min(self._how.dims, self._width, len(rows) - 1), -0.5)
         whitening.train(rows)
         rows = whitening.apply(rows)

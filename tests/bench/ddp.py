@@ -34,7 +34,8 @@ from training.recipe import Classifier
 
 NETWORKS = ("resnet18", "efficientnet_lite0")
 SIZES_PX = (128, 224)
-BATCH, STEPS, CLASSES, THREADS = 32, 3, 100, 2
+BATCH, CLASSES, THREADS = 128, 100, 2
+"""Half of a recipe's batch: both ways fit into 16 GB. A smaller one makes two processes dearer: gradients go round each step."""
 COST = 0.10
 """Target: the share of the images per second that two processes may cost."""
 
@@ -50,7 +51,7 @@ class Way:
     @classmethod
     def of(cls, arch: str, gallery: Gallery, engine: Engine, ranks: Ranks, threads: int) -> Way:
         """Set up the classifier of cluster numbers."""
-        part = Part(engine, ranks, THREADS, seed=1, size_px=gallery.rows.shape[-1], batch=BATCH)
+        part = Part(engine, ranks, THREADS, seed=1, size_px=gallery.rows.shape[-1], batch=len(gallery))
         labels, everything = np.arange(len(gallery)) % CLASSES, np.arange(len(gallery))
         torch.manual_seed(0)
         method = pretrain._Supervised(
@@ -72,30 +73,31 @@ class Way:
 def main() -> None:
     """Start two processes, which print the machine and a line for each network and size."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=12)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=BATCH, help="images of a step, over both processes")
+    given = parser.parse_args()
     if world() == 1:
-        os.execv(sys.executable, (*launcher(2)[:-3], "--", __file__, "--rounds", str(rounds)))  # noqa: S606 - no shell is meant
+        os.execv(sys.executable, (*launcher(2)[:-3], "--", __file__, *sys.argv[1:]))  # noqa: S606 - no shell is meant
     with joined() as ranks:
         if ranks.first:
             print(machine(("torch",)))
-            print(f"batch {BATCH} over all, {rounds} rounds of {STEPS} steps each way, images per second (medians)\n")
+            print(f"batch {given.batch} over all, {given.rounds} rounds of one step each way, images per second (medians)\n")
             print(f"{'network':20} {'px':>4} {'format':>9} {'1 x 2 threads':>14} {'2 x 1 thread':>13} {'cost':>8}", flush=True)
-        missed = [measure(arch, size_px, rounds, ranks) > COST for arch in NETWORKS for size_px in SIZES_PX]
+        missed = [measure(arch, size_px, given, ranks) > COST for arch in NETWORKS for size_px in SIZES_PX]
         if ranks.first:
             print(f"\ntarget: cost at most {COST:.0%}: {'MISSED' if any(missed) else 'met'}")
 
 
-def measure(arch: str, size_px: int, rounds: int, ranks: Ranks) -> float:
+def measure(arch: str, size_px: int, given: argparse.Namespace, ranks: Ranks) -> float:
     """Time both ways by turns; give the cost on rank 0, and zero elsewhere."""
-    rows = np.random.default_rng(0).integers(0, 256, (BATCH * STEPS, size_px, size_px), np.uint8)
+    rows = np.random.default_rng(0).integers(0, 256, (given.batch, size_px, size_px), np.uint8)
     gallery = Gallery(rows, np.arange(len(rows)), tuple(f"1.2.{one}" for one in range(len(rows))))
     torch.set_num_threads(THREADS)
     engine = ranks.told(chosen("cpu", partial(build, arch, 2, "random"), size_px) if ranks.first else None)
     both = Way.of(arch, gallery, engine, ranks, THREADS // ranks.size)
     alone = Way.of(arch, gallery, engine, Ranks(), THREADS)
     taken: dict[str, list[float]] = {"both": [], "alone": []}
-    for turn in range(rounds + 1):
+    for turn in range(given.rounds + 1):
         for which in ("both", "alone") if turn % 2 else ("alone", "both"):
             ranks.follow()
             if which == "both":
@@ -106,7 +108,7 @@ def measure(arch: str, size_px: int, rounds: int, ranks: Ranks) -> float:
         return 0.0
     one, two = (np.array(taken[which][1:]) for which in ("alone", "both"))  # the first round warms up
     cost = 1 - statistics.median(one / two)
-    speeds = [BATCH * STEPS / statistics.median(each) for each in (one, two)]
+    speeds = [given.batch / statistics.median(each) for each in (one, two)]
     print(f"{arch:20} {size_px:4} {engine.format:>9} {speeds[0]:14.1f} {speeds[1]:13.1f} {cost:8.1%}", flush=True)
     return cost
 
