@@ -89,6 +89,8 @@ def extend(
         row = catalogue.runs.named(run)
     if row.kind not in ("cycle", "pretrain"):
         raise NotFound(f"run {row.id} is of kind {row.kind}: it has no pretraining to go on with")
+    if not row.folder:
+        raise NotFound(f"run {row.id} has not begun: it has no pretraining to go on with yet; it is {_state(row)}")
     _train(config, row.recipe, {"kind": row.kind, "extends": row.folder, "epochs": epochs})
 
 
@@ -199,7 +201,7 @@ def watch(run: Annotated[str, typer.Argument(help="Number or folder of the run; 
                 shown.see(row, _progress(site, row))
                 sleep(LOOK_S)
                 row = catalogue.runs.get(row.id)
-    typer.echo(f"run {row.id} is {_state(row)}" + (f"; the gate says: {row.decision}" if row.decision else ""))
+    typer.echo(f"run {row.id} is {_state(row)}" + (f"; {_judge(row)}: {row.decision}" if row.decision else ""))
     raise typer.Exit(EXITS[row.state])
 
 
@@ -232,6 +234,8 @@ def resume(
         settle(catalogue, datetime.now(UTC))
         row = catalogue.runs.named(run)
         if other_processes:
+            if not row.folder:
+                raise NotFound(f"run {row.id} has not begun; `osteon train resume {row.id} --reason TEXT` queues it again")
             told, subject = "run resumed with another number of processes", f"run {row.id}"
             catalogue.history.note(by=login(), what=told, subject=subject, reason=reason, now=datetime.now(UTC))
         else:
@@ -290,7 +294,7 @@ def _summary(folder: Path) -> Iterator[str]:
         yield f"gate     {decision['decision']}: {decision['words']}"
         yield from map(_figure, decision["metrics"])
     elif not (folder / "outcome.json").is_file():
-        yield "gate     has not decided"
+        yield "result   not there yet"
     if (folder / "sweep.json").is_file():
         yield from _swept(json.loads((folder / "sweep.json").read_bytes()))
     else:
@@ -561,6 +565,11 @@ def _progress(site: Settings, row: Run) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found
+
+
+def _judge(row: Run) -> str:
+    """Name who decided: a pretraining or a sweep makes no version, and no gate judges it."""
+    return "the gate says" if row.model_id else "result"
 
 
 def _state(row: Run) -> str:

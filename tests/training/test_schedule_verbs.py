@@ -305,7 +305,7 @@ def test_a_report_that_is_not_there_is_said_with_what_helps(site: Path, catalogu
 
 def test_a_summary_tells_decision_figures_probe_and_clusters_without_a_page(site: Path, catalogue: Catalogue) -> None:
     folder = reported(site, catalogue, with_page=False)
-    assert "gate     has not decided" in train("report", "1", "--print", site=site).stdout
+    assert "result   not there yet" in train("report", "1", "--print", site=site).stdout
     metric = {"name": "AUC, locked patients", "value": 0.8125, "low": 0.7, "high": 0.9, "n": 41, "method": "bootstrap"}
     decided = {"decision": "refuse", "words": "It is shown to be worse.", "metrics": [metric]}
     (folder / "decision.json").write_text(json.dumps(decided))
@@ -351,3 +351,24 @@ def test_a_summary_of_a_sweep_lays_the_numbers_of_clusters_side_by_side(site: Pa
     assert first == ["50", "0.600", "(0.500", "to", "0.700)", "0.050", "+0.550", "0.700", "0.800", "yes"]
     assert (second[0], second[6], second[7]) == ("100", "-0.020", "–")
     assert all(line in shown for line in told.splitlines()[1:5])
+
+
+def test_what_never_began_is_neither_extended_nor_gone_on_with_in_the_foreground(
+    site: Path, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its folder the verbs would start another run, by the default recipe."""
+    monkeypatch.setattr("training.verbs._train", lambda *_given: pytest.fail("a run was started"))
+    catalogue.runs.ask(kind="pretrain", recipe="phantom", schedule="", by="me", reason="", now=now())
+    assert "run 1 has not begun" in str(train("extend", "1", "--epochs", "9", site=site).exception)
+    assert "run 1 has not begun" in str(train("resume", "1", "--other-processes", "--reason", "two now", site=site).exception)
+    assert [act.what for act in catalogue.history.acts(subject="run 1")] == ["run asked for"]
+
+
+def test_a_run_that_no_gate_judged_is_not_said_to_be_judged_by_it(site: Path, catalogue: Catalogue) -> None:
+    run = catalogue.runs.ask(kind="pretrain", recipe="phantom", schedule="", by="me", reason="", now=now()).id
+    begun(catalogue, run)
+    catalogue.runs.done(run, 1, model_id="", decision="not offered", now=now())
+    told = train("watch", "1", site=site).stdout
+    assert "run 1 is done" in told
+    assert "result: not offered" in told
+    assert "gate" not in told
