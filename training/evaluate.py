@@ -282,7 +282,7 @@ class Group:
     patients: tuple[int, ...]
     """By class."""
     figures: Mapping[str, Metric]
-    """accuracy, auc, recall_urgent, each where it has cases; empty where the patients are too few for any."""
+    """Those of `metrics`, each where it has cases; empty where the patients are too few for any."""
 
 
 def by_group(
@@ -294,7 +294,7 @@ def by_group(
     draws: int = 2000,
     alpha: float = 0.05,
 ) -> list[Group]:
-    """Give accuracy, AUC and recall of the urgent class for each value of each kind of group.
+    """Give the figures of `metrics` for each value of each kind of group.
 
     `groups` names, for each kind, the value of each study, as `groups_of` does. A group of fewer than 5 patients is listed
     without figures: they would say more of single patients than of the model.
@@ -303,10 +303,8 @@ def by_group(
     for kind, values in groups.items():
         for value in sorted(set(values), key=_group_order):
             here = _only(predictions, [row for row, one in enumerate(values) if one == value])
-            figures: Mapping[str, Metric] = {}
-            if len(set(here.patients)) >= FEW:
-                every = metrics(here, f"{of}, {kind} {value}", seed=seed, draws=draws, alpha=alpha)
-                figures = {name: every[name] for name in ("accuracy", "auc", "recall_urgent") if name in every}
+            enough = len(set(here.patients)) >= FEW
+            figures = metrics(here, f"{of}, {kind} {value}", seed=seed, draws=draws, alpha=alpha) if enough else {}
             found.append(Group(kind, value, _patients_by_class(here), figures))
     return found
 

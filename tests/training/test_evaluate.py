@@ -161,8 +161,10 @@ def test_each_group_has_its_own_figures_and_a_small_one_none() -> None:
     assert all(metric.low < metric.high and "5-9" in metric.name for metric in group.figures.values())
     assert found["age band", "unknown"].patients == (1, 2)
     assert found["age band", "unknown"].figures == {}
-    assert found["sex", "F"].figures.keys() == {"accuracy", "recall_urgent"}  # all of them urgent: no AUC
-    assert found["sex", "M"].figures.keys() == {"accuracy"}
+    every = evaluate.metrics(said, "all", seed=1).keys()
+    assert group.figures.keys() == every
+    assert found["sex", "F"].figures.keys() == every - {"auc"}  # all of them urgent
+    assert found["sex", "M"].figures.keys() == every - {"auc", "recall_urgent", "f2_urgent"}
 
 
 def test_a_group_is_as_large_as_its_patients_and_not_its_studies() -> None:
