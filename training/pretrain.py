@@ -264,18 +264,18 @@ def _train(method: _Method, epochs: int, part: Part, state: State | None) -> Sta
         module = _parallel(method.network, part)
     for epoch in range(done + 1, epochs + 1):
         started = time.perf_counter()
-        plan = method.plan(epoch)
-        looked = time.perf_counter() - started
         try:
+            plan = method.plan(epoch)
+            looked = time.perf_counter() - started
             loss = _one_epoch(method, module, optimiser, plan, epoch, epochs, part)
+            if not math.isfinite(loss):
+                raise Diverged(f"the loss is {loss} in epoch {epoch}; the run stops (learning rate {method.lr:g})")
+            _same_buffers(method.network, part.ranks)
+            line = {"epoch": epoch, "loss": loss} | plan.line | method.close(epoch)
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
                 raise TooLarge(f"a batch of {part.batch} does not fit into the memory") from error
             raise
-        if not math.isfinite(loss):
-            raise Diverged(f"the loss is {loss} in epoch {epoch}; the run stops (learning rate {method.lr:g})")
-        _same_buffers(method.network, part.ranks)
-        line = {"epoch": epoch, "loss": loss} | plan.line | method.close(epoch)
         if part.probe is not None and part.ranks.first:
             line |= part.probe(epoch, method.network)
         line |= {"lr": optimiser.param_groups[0]["lr"], "seconds": round(time.perf_counter() - started, 3)}
