@@ -2,7 +2,7 @@
 
 In: what a run has to say, as a `Page` of `Section`s; pictures come from `plots` and `sheets`. Out: HTML text. The page asks no
 server for anything, runs no script, and can be read on a phone, on a workstation, on paper and without telling colours apart.
-Files made of it are patient data and get mode 0600 (`cycle` writes them). Nothing here may be shown without its number of cases,
+Files made of it are patient data and get mode 0600 (`report` writes them). Nothing here may be shown without its number of cases,
 and no text may reach the page unescaped.
 """
 

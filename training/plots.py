@@ -110,6 +110,7 @@ class _Chart:
         whole: bool = True,
         counts: bool = False,
         height: float = 200.0,
+        at: Sequence[float] = (),
     ) -> None:
         self._title, self._labels = title, labels
         self._foot = _TOP + height
@@ -117,14 +118,14 @@ class _Chart:
         self.y = _Scale(*y, self._foot, _TOP, log="y" in log)
         self._marks: list[str] = []
         self._legend: list[tuple[str, str]] = []
-        self._axes(whole, counts)
+        self._axes(at or self.x.ticks(whole=whole), counts)
 
-    def _axes(self, whole: bool, counts: bool) -> None:
+    def _axes(self, across_at: Sequence[float], counts: bool) -> None:
         for value in self.y.ticks(whole=counts):
             at = self.y(value)
             self._marks.append(f'<path class="grid" d="M{_LEFT:g} {at:.1f}H{WIDTH - _RIGHT:g}"/>')
             self.text((_LEFT - 7, at + 4), _number(value), anchor="end")
-        for value in self.x.ticks(whole=whole):
+        for value in across_at:
             inside = self.x(value) + len(_number(value)) * _LETTER / 2 < WIDTH
             self.text((self.x(value) if inside else WIDTH, self._foot + 16), _number(value), anchor="middle" if inside else "end")
             self._marks.append(f'<path class="axis" d="M{self.x(value):.1f} {self._foot:g}v4"/>')
@@ -204,14 +205,17 @@ class _Chart:
 
 
 def loss_plot(lines: Sequence[Line]) -> bytes:
-    """Draw the loss of each fold and of the refit by epoch, from their lines of metrics.jsonl.
+    """Draw the loss of each fit of the folds and of the final fits by epoch, from their lines of metrics.jsonl.
 
-    A thin line is a fold, a thick one their median for as long as no fold has stopped; a dot is the epoch a fold was kept at.
+    A thin line is a fit, a thick one the median of the folds' fits for as long as none has stopped; a dot is the epoch a fit was
+    kept at.
     """
     fits = {name: [line for line in lines if line["fit"] == name] for name in dict.fromkeys(str(line["fit"]) for line in lines)}
-    refit = fits.pop("refit", [])
+    final = {name: fits.pop(name) for name in list(fits) if name.startswith("refit")}
+    folds = len({name.partition(" repeat ")[0] for name in fits})
     values = [line[key] for line in lines for key in ("train_loss", "validation_loss")]
-    count = f"{len(fits)} fold" + "s" * (len(fits) != 1) + " and the final fit" * bool(refit)
+    count = f"{len(fits)} fits of " * (folds != len(fits)) + f"{folds} fold" + "s" * (folds != 1)
+    count += " and the final fit" * (len(final) == 1) + f" and {len(final)} final fits" * (len(final) > 1)
     chart = _by_epoch(f"Loss of fine-tuning, {count}", lines, _span(values), "cross-entropy")
     for key, words, look in (("train_loss", "training", "c1"), ("validation_loss", "validation", "c2 dash")):
         series = {name: _series(mine, key) for name, mine in fits.items()}
@@ -228,8 +232,11 @@ def loss_plot(lines: Sequence[Line]) -> bytes:
         if key == "validation_loss":
             for points in filter(None, series.values()):
                 chart.dot(min(points, key=lambda point: point[1]), "c2", size=2.6)
-    if points := _series(refit, "train_loss"):
-        chart.line(points, "c3 dots", "training, final fit", tip="refit on everybody")
+    told = "training, final fit" + "s" * (len(final) > 1)
+    for name, mine in final.items():
+        if points := _series(mine, "train_loss"):
+            chart.line(points, "c3 dots", told, tip=f"{name}, on everybody")
+            told = ""
     return chart.svg()
 
 
@@ -321,7 +328,9 @@ def size_curve_plot(counts: NDArray[np.integer]) -> bytes:
     for name, share, size in zip(names, (0, 0.25, 0.5, 0.75, 1), quartiles, strict=True):
         point = (1 + share * (k - 1), float(size))
         chart.dot(point, "c1", mark="ring")
-        chart.note(point, f"{name} {size:,.4g}", below=share >= 0.75, lift=18 if share == 0.25 else 6)
+        chart.note(
+            point, f"{name} {size:,.{0 if size == int(size) else 1}f}", below=share >= 0.75, lift=18 if share == 0.25 else 6
+        )
     return chart.svg()
 
 
@@ -368,19 +377,19 @@ def sweep_accuracy_plot(points: Sequence[Line], cases: int, ringed: int) -> byte
     return chart.svg()
 
 
-def sweep_probe_plot(points: Sequence[Line], start: Mapping[str, float], cases: int) -> bytes:
-    """Draw for each k the AUC of the probes, with what `knn` and `linear` reached at the start, dashed.
+def sweep_probe_plot(points: Sequence[Line], cases: int) -> bytes:
+    """Draw for each k the AUC of the probes, and what they reached at its start, dashed.
 
-    Measured on `cases` labelled patients. A point is `{"k": 100, "knn": 0.71, "linear": 0.8}`.
+    Measured on `cases` labelled patients. A point is `{"k": 100, "knn": 0.71, "knn_start": 0.7, "linear": 0.8, …}`.
     """
     ordered = sorted(points, key=lambda point: point["k"])
-    known = [point[key] for point in ordered for key in ("knn", "linear") if _is_number(point.get(key))]
-    chart = _by_k(f"Probes over k, {cases:,} patients", ordered, _of_auc([*start.values(), *known]), "AUC")
+    keys = [f"{key}{end}" for key in ("knn", "linear") for end in ("", "_start")]
+    known = [point[key] for point in ordered for key in keys if _is_number(point.get(key))]
+    chart = _by_k(f"Probes over k, {cases:,} patients", ordered, _of_auc(known), "AUC")
     for key, words, look, mark in (("knn", "k-NN", "c1", "circle"), ("linear", "linear", "c2", "square")):
-        if measured := [(point["k"], point[key]) for point in ordered if _is_number(point.get(key))]:
-            chart.line(measured, look, words, mark=mark)
-        if key in start:
-            chart.level(start[key], f"{look} dash", f"{words}, at the start")
+        for end, told, line in (("", words, look), ("_start", f"{words}, at the start", f"{look} dash")):
+            if measured := [(point["k"], point[key + end]) for point in ordered if _is_number(point.get(key + end))]:
+                chart.line(measured, line, told, mark=mark if not end or len(measured) == 1 else "")
     return chart.svg()
 
 
@@ -482,9 +491,9 @@ def _by_epoch(title: str, lines: Sequence[Line], y: tuple[float, float], label: 
 
 
 def _by_k(title: str, ordered: Sequence[Line], y: tuple[float, float], label: str) -> _Chart:
-    """Begin a chart over the numbers of clusters."""
+    """Begin a chart over the numbers of clusters, which are its ticks."""
     ks = [point["k"] for point in ordered] or [10, 100]
-    return _Chart(title, (ks[0] / 1.25, ks[-1] * 1.25), y, labels=("k (clusters)", label), log="x")
+    return _Chart(title, (ks[0] / 1.25, ks[-1] * 1.25), y, labels=("k (clusters)", label), log="x", at=ks)
 
 
 def _of_auc(known: Iterable[float]) -> tuple[float, float]:

@@ -66,7 +66,7 @@ class Report:
             ],
             facts=self._facts_of_model(decision) | self._machine(),
             left_out=self.frozen.left_out,
-            limits=recipe.limits,
+            limits=(*recipe.limits, *self.desk.remarks),
         )
         self._write(page)
 
@@ -176,7 +176,10 @@ class Report:
                 for one in found
             ]
             grids.append(Grid(of.capitalize(), ("", *self._names, *shown.values()), rows))
-        words = f"Patients of each class; figures with their 95 % intervals, from {evaluate.FEW} patients on."
+        words = (
+            f"Patients of each class; figures with their 95 % intervals, from {evaluate.FEW} patients on. "
+            "`evaluation.json` has the other figures by group, too."
+        )
         return Section("By group", "groups", words=[words], grids=[grid for grid in grids if grid.rows])
 
     def _finetuning(self, decision: Plain) -> Section:
@@ -185,7 +188,7 @@ class Report:
             f"It was fitted for {decision['epochs']} epochs, the median of the folds.",
         ]
         loss = plots.loss_plot(journal.read(self.desk.path / "metrics.jsonl"))
-        charts = [Figure("A thin line is a fold, a dot the epoch it was kept at.", loss)]
+        charts = [Figure("A thin line is a fit, a dot the epoch it was kept at.", loss)]
         return Section("Fine-tuning", "finetuning", words=words, figures=charts)
 
     def _begun(self, learned: _Learned | None) -> Section:
@@ -280,8 +283,7 @@ class Report:
         chosen = plots.sweep_accuracy_plot(points, cases, found["by_study_rule"])
         charts = [Figure("Shaded: what the classifier adds to naming the largest cluster each time. Ringed: chosen.", chosen)]
         if found["by_probes"]:
-            start = {key: float(rows[0][f"{key}_start"]) for key in probe.KINDS}
-            probed = plots.sweep_probe_plot(rows, start, self._learned(f"k-{rows[0]['k']}").witnesses)
+            probed = plots.sweep_probe_plot(rows, self._learned(f"k-{rows[0]['k']}").witnesses)
             charts.append(Figure("Dashed: the weights each pretraining began with, which it has to beat.", probed))
         header = ("clusters", "test accuracy", "95 % interval", "chance", "over chance", "k-NN", "linear probe", "offered")
         cells = [
@@ -340,7 +342,9 @@ class Report:
             for words, clusters in chosen.items()
             for cluster in clusters
         ]
-        seen = "Clusters: the largest, the smallest, the oddest (widest spread); of each, pictures from its middle outwards."
+        kinds = {"largest": "the largest", "smallest": "the smallest", "oddest": "the oddest (widest spread)"}
+        named = ", ".join(words for kind, words in kinds.items() if chosen[kind])
+        seen = f"Clusters: {named}; of each, pictures from its middle outwards."
         figures = [Figure(seen, sheets.contact_sheet(strips), wide=True)]
         queries = self._queries(shown)
         near, cosines = sheets.nearest(shown.rows, queries, shown.patients)
@@ -414,23 +418,27 @@ class Report:
     def _facts_of_learning(self, learned: _Learned) -> dict[str, str]:
         how, last = self.desk.recipe.pretraining, learned.lines[-1]
         method = {"deepcluster": "DeepCluster", "deepcluster2": "DeepCluster-v2"}[how.method] if how else "DeepCluster"
-        smallest, lower, median, upper, largest = last["sizes"]
+        sizes = np.bincount(learned.labels, minlength=learned.k)
+        smallest, lower, median, upper, largest = np.percentile(sizes, [0, 25, 50, 75, 100])
         return {
             "learned from": f"{len(self._pool.images):,} images of {len(self._pool.patients):,} patients without their labels",
             "method": f"{method}, {learned.k:,} clusters, {last['epoch']} epochs, from {WEIGHTS[self.desk.recipe.start]}",
-            "agreement of the last two assignments": "not measured" if last["nmi"] is None else f"NMI {last['nmi']:.3f}",
-            "images in a cluster": f"{smallest:g} to {largest:g}, quartiles {lower:g} / {median:g} / {upper:g}",
+            "agreement of the last two epochs' assignments": "not measured" if last["nmi"] is None else f"NMI {last['nmi']:.3f}",
+            "images in a cluster": f"{smallest:,.0f} to {largest:,.0f}, quartiles {lower:,g} / {median:,g} / {upper:,g}",
             "empty clusters in the last epoch": f"{last['empty']} ({last['relocated']} relocated)",
             "time": _minutes([*learned.lines, *learned.classifier_lines]),
         }
 
     def _facts_of_model(self, decision: Plain) -> dict[str, str]:
         recipe, frozen, parity = self.desk.recipe, self.frozen, self.desk.read("parity.json")
+        file = self.desk.path / "start.json"
+        begun = self.desk.read("start.json")["run"] if file.is_file() else ""
+        start = f"the pretraining of run {begun}" if begun else WEIGHTS[recipe.start]
         return {
             "version": decision["version"],
             "recipe": f"{recipe.name} ({recipe.digest[:12]})",
             "expected": recipe.expects,
-            "network": f"{recipe.network}, {recipe.size_px} px, start: {recipe.start}",
+            "network": f"{recipe.network}, {recipe.size_px} px, start: {start}",
             "training list": f"{len(frozen.training)} images of {len(frozen.patients)} patients, digest {frozen.digest[:12]}",
             "locked list": f"{len(frozen.locked)} images of {len({sample.pid for sample in frozen.locked})} patients",
             "looks at the locked patients": str(decision["looks"]),
@@ -444,7 +452,7 @@ class Report:
         return {
             "recipe": f"{recipe.name} ({recipe.digest[:12]})",
             "expected": recipe.expects,
-            "network": f"{recipe.network}, {recipe.size_px} px, start: {recipe.start}",
+            "network": f"{recipe.network}, {recipe.size_px} px, start: {WEIGHTS[recipe.start]}",
             "pretraining list": (
                 f"{len(self._pool.images):,} images of {len(self._pool.patients):,} patients, digest {self._pool.digest[:12]}"
             ),
@@ -551,7 +559,7 @@ def _told_apart(learned: _Learned) -> list[Headline]:
 
 def _agreement(learned: _Learned) -> Headline:
     nmi = learned.lines[-1]["nmi"]
-    return Headline("agreement", "–" if nmi is None else f"{nmi:.2f}", "NMI of the last two assignments")
+    return Headline("agreement", "–" if nmi is None else f"{nmi:.2f}", "NMI of the last two epochs' assignments")
 
 
 def _probe_table(metrics: Sequence[Metric]) -> dict[str, list[Metric]]:
@@ -603,10 +611,10 @@ def _epoch_charts(learned: _Learned) -> list[Figure]:
 
 def _classifier_charts(learned: _Learned) -> list[Figure]:
     lines, best = learned.classifier_lines, learned.classified["best_epoch"]
-    accuracy = plots.classifier_accuracy_plot(lines, learned.k, learned.classified["chance"])
+    accuracy = plots.classifier_accuracy_plot(lines, learned.k, learned.classified["validation_chance"])
     return [
         Figure(f"The network of epoch {best} was kept.", plots.classifier_loss_plot(lines)),
-        Figure("Dashed: what naming the largest cluster each time reaches.", accuracy),
+        Figure("Dashed: what naming the largest cluster each time reaches on the same pictures.", accuracy),
     ]
 
 
@@ -626,7 +634,8 @@ def _accuracies(classified: Plain) -> Grid:
             one = classified[name]
             interval = f"{_number(one['low'])} to {_number(one['high'])}"
             rows.append((f"{part}, {words}", _number(one["value"]), interval, f"{one['n']:,} {cases}"))
-    rows.append(("always the largest cluster", _number(classified["chance"]), "", ""))
+    for key, part in (("validation_chance", "validation"), ("chance", "test")):
+        rows.append((f"{part}, always the largest cluster", _number(classified[key]), "", ""))
     return Grid("How often it names the right cluster", ("accuracy", "value", "95 % interval", "rests on"), rows)
 
 

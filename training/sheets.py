@@ -85,7 +85,7 @@ def nearest(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Give for each query the nearest rows of other patients by cosine, the nearest first: rows (q, count), cosines (q, count).
 
-    There are fewer where a query has fewer of them.
+    There are fewer for all where one query has fewer of them.
     """
     unit = np.asarray(features, np.float64)
     unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)

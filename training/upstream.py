@@ -155,11 +155,17 @@ class Upstream:
             self.decode(new)
             looked_at |= {image.sop_uid for image in new}
         pool = corpus.pool(images, self.cache, blank_below=self.desk.recipe.blank_below)
-        if len(pool.images) < how.images_min:
+        most = replace(how, clusters=max(self.desk.orders.clusters or (how.clusters,)))
+        if len(pool.images) < most.images_min:
             out = "; ".join(f"{reason}: {count}" for reason, count in pool.left_out.items()) or "none"
+            other = (
+                "smaller numbers"
+                if self.desk.orders.clusters
+                else "a recipe with fewer clusters, or with no pretraining: ewing_small"
+            )
             raise NotEnough(
-                f"{how.clusters} clusters need {how.images_min} images or more of patients who are not locked; there are "
-                f"{len(pool.images)} (left out: {out}). Take a recipe with fewer clusters, or with no pretraining: ewing_small"
+                f"{most.clusters} clusters need {most.images_min} images or more of patients who are not locked; there are "
+                f"{len(pool.images)} (left out: {out}). Take {other}"
             )
         event(
             log, "pretraining corpus frozen", images=len(pool.images), patients=len(pool.patients), left_out=dict(pool.left_out)
@@ -286,6 +292,9 @@ class Upstream:
             job = self._job("deepcluster", pool, place, how, how.batch)
             state = self._together(job, place, "metrics.jsonl", "pretraining", self._probe_of(labelled, how))
             found = self._all(replace(job, what="clusters"))
+            journal.write(
+                self.desk.path / place / "metrics.jsonl", state["lines"]
+            )  # a power cut takes lines, and the page needs them
             durable.write(file, _packed(found, int(state["epoch"])), mode=0o600)
         with np.load(file) as kept:
             return np.asarray(kept["labels"], np.int64)
@@ -309,11 +318,13 @@ class Upstream:
             checkpoint.save(network.backbone.state_dict(), self.desk.path / place / "backbone.pt")
             network = part.engine.place(network)
             told = {"best_epoch": state["best"]["epoch"], "clusters": how.clusters}
+            journal.write(self.desk.path / place / "classifier.jsonl", state["lines"])
+            largest = np.bincount(labels[train]).argmax()
             for name, held in (("validation_accuracy", validation), ("accuracy", test)):
                 said = pretrain.features(network, gallery.only(held), part, embed=True).argmax(dim=1).cpu().numpy()
                 hits = said == labels[held]
                 told |= _accuracies(name, hits, [pool.images[row].pid for row in held.tolist()], self.desk.recipe.seed)
-            told["chance"] = float(np.bincount(labels).max() / len(labels))
+            told["validation_chance"], told["chance"] = (float((labels[held] == largest).mean()) for held in (validation, test))
             return told
 
         return self.desk.step(f"{place}/classifier.json", made)
@@ -475,14 +486,11 @@ class Upstream:
         """Pretrain for each number of clusters; lay the study's rule and the probes side by side.
 
         The study takes the k whose clusters are told best by the classifier; more clusters are harder to tell, so the accuracy is
-        held against the share of the largest cluster, which a guess would reach.
+        held against what naming the largest cluster each time reaches on the same images.
         """
         rows = []
         for k in self.desk.orders.clusters:
-            how = replace(self._how, clusters=k)
-            if len(pool.images) < how.images_min:
-                raise NotEnough(f"{k} clusters need {how.images_min} images or more; there are {len(pool.images)}")
-            pretrained = self.learn(pool, labelled, f"k-{k}", how)
+            pretrained = self.learn(pool, labelled, f"k-{k}", replace(self._how, clusters=k))
             told = self.desk.read(f"k-{k}/classifier.json")
             values = {metric.name: metric.value for metric in pretrained.metrics}
             rows.append(

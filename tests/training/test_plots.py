@@ -52,7 +52,7 @@ CHARTS: dict[str, tuple[Callable[[Any], bytes], Any, Any]] = {
     "size curve": (plots.size_curve_plot, SIZES, OTHERS),
     "size histogram": (plots.size_histogram_plot, SIZES, OTHERS),
     "sweep, accuracy": (lambda points: plots.sweep_accuracy_plot(points, 99, 1000), SWEEP, SWEEP[:1]),
-    "sweep, probe": (lambda points: plots.sweep_probe_plot(points, START, 99), SWEEP, SWEEP[:1]),
+    "sweep, probe": (lambda points: plots.sweep_probe_plot(points, 99), SWEEP, SWEEP[:1]),
     "roc": (roc, 0.5, 0.2),
     "confusion": (confusion, [[3, 1], [0, 5]], [[3, 1], [1, 4]]),
     "calibration": (calibration, [(0.1, 0.0, 4), (0.9, 1.0, 7)], [(0.1, 0.2, 5)]),
@@ -114,10 +114,21 @@ def test_the_folds_are_thin_lines_with_a_median_only_for_as_long_as_none_has_sto
     assert "3 folds and the final fit" in words(drawn)
 
 
+def test_repeats_are_fits_of_their_fold_and_final_fits_are_none() -> None:
+    folds, refit = [line for line in journals.folds((8, 5)) if line["fit"] != "refit"], journals.folds(())
+    again = [line | {"fit": f"{line['fit']} repeat 1"} for line in (*folds, *refit)]
+    drawn = plots.loss_plot([*folds, *refit, *again])
+    assert "4 fits of 2 folds and 2 final fits" in words(drawn)
+    assert len(lines(drawn, "c1 thin")) == 4
+    assert len(lines(drawn, "c3 dots")) == 2 + 1, "the legend names them once"
+    assert lines(drawn, "c1")[0].count("L") + 1 == 5, "the median goes on until a fold stops, whatever the final fits do"
+
+
 def test_the_size_curve_names_smallest_quartiles_and_largest() -> None:
     told = words(plots.size_curve_plot(np.array([135, 55, 46, 20, 2])))
     for part in ("5 clusters of 258 images", "largest 135", "upper quartile 55", "median 46", "lower quartile 20", "smallest 2"):
         assert part in told
+    assert "largest 16,400" in words(plots.size_curve_plot(np.array([16400, 3, 2])))
 
 
 def test_the_name_of_an_empty_cluster_stands_above_the_axis_and_its_numbers() -> None:
@@ -139,6 +150,17 @@ def test_the_sweep_rings_the_k_that_was_chosen_and_says_how_far_above_the_larges
     assert "50 test images" in words(drawn)
     assert drawn.count(b'class="ring') == 1
     assert "k = 100: −0.10 over chance" in words(plots.sweep_accuracy_plot([points[1] | {"accuracy": 0.2}], 50, 100))
+
+
+def test_the_axis_of_a_sweep_names_the_numbers_that_were_tried() -> None:
+    points = [{"k": k, "accuracy": 0.9, "chance": 0.5} for k in (300, 350)]
+    assert {"300", "350"} <= set(words(plots.sweep_accuracy_plot(points, 50, 300)).split(" | "))
+
+
+def test_each_number_of_clusters_has_a_start_of_its_own() -> None:
+    points = [{"k": 2, "knn": 0.7, "knn_start": 0.6}, {"k": 50, "knn": 0.8, "knn_start": 0.65}]
+    start, _legend = lines(plots.sweep_probe_plot(points, 40), "c1 dash")
+    assert len(set(re.findall(r"\d+\.\d+ (\d+\.\d+)", start))) == 2
 
 
 def test_an_auc_below_chance_is_still_on_its_axis_and_a_trifle_is_not_blown_up() -> None:

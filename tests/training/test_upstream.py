@@ -38,7 +38,7 @@ from training import checkpoint, cycle, promote, upstream
 from training.corpus import CorpusChanged, NotEnough
 from training.folder import Orders, OtherRun, Stopped
 from training.pretrain import Collapsed, TooLarge
-from training.recipe import Recipe
+from training.recipe import Pretraining, Recipe
 
 PRETRAINING = TINY.pretraining
 assert PRETRAINING is not None
@@ -446,10 +446,20 @@ def test_a_sweep_lays_the_numbers_of_clusters_side_by_side_and_offers_nothing(si
         assert row["accuracy"]["n"] >= row["accuracy_by_patient"]["n"] >= 1
         with np.load(folder / f"k-{row['k']}" / "clusters.npz") as found:
             assert found["centroids"].shape[0] == row["k"]
-            assert len(found["labels"]) == 30
+            labels = found["labels"]
+        assert len(labels) == 30
+        split, images = read(folder, "split.json"), read(folder, "pretraining-corpus.json")["images"]
+        train, test = ([at for at, one in enumerate(images) if one["pid"] in split[part]] for part in ("train", "test"))
+        assert row["chance"] == pytest.approx((labels[test] == np.bincount(labels[train]).argmax()).mean())
     assert not (folder / "pretrain").exists()
-    with pytest.raises(NotEnough, match="12 clusters need 48 images"):
-        run(site, kind="sweep", clusters=(12,), epochs=1)
+
+
+def test_a_sweep_asks_for_the_images_of_its_own_numbers_before_it_learns_anything(site: Path) -> None:
+    too_many = replace(TINY, pretraining=replace(TINY.pretraining or Pretraining(), clusters=1000))
+    assert run(site, too_many, kind="sweep", clusters=(3,), epochs=1).decision == "swept"
+    with pytest.raises(NotEnough, match=r"12 clusters need 48 images.* Take smaller numbers"):
+        run(site, kind="sweep", clusters=(3, 12), epochs=1)
+    assert not list((settings_of(site).storage.root / "runs" / last(site).folder).glob("k-*"))
 
 
 # --- locked later -----------------------------------------------------------------------------------------------------
