@@ -1,4 +1,4 @@
-"""A trainer is killed -9 at twenty moments from the first epoch of its pretraining to the report; it ends with the same bytes."""
+"""A trainer is killed -9 at twenty moments of every step of a cycle, and ends with the bytes of one that was not."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ from pretraining import journal, require_same_pretraining, site_to_pretrain
 from node.keep.records import RunState
 
 KILLS: tuple[tuple[str, int, int], ...] = (
-    ("stage pretraining", 5, 12),
+    ("stage decoding", 20, 6),
+    ("stage pretraining", 20, 8),
     ("clusters.npz stands", 1, 1),
-    ("stage classifier", 4, 8),
+    ("stage classifier", 20, 5),
     ("backbone.pt stands", 1, 2),
-    ("stage probing", 2, 4),
-    ("fit fold", 3, 12),
-    ("fit refit", 1, 6),
-    ("stage exporting", 2, 5),
-    ("stage evaluating", 1, 5),
+    ("stage probing", 20, 4),
+    ("fit fold", 20, 8),
+    ("fit refit", 20, 5),
+    ("stage exporting", 20, 5),
+    ("stage evaluating", 20, 5),
 )
-"""From which step on a trainer is killed how often, and before one of how many: all of the stage, or two epochs of it."""
+"""From which step on a trainer is killed how often, and before one of how many.
+
+An epoch of DeepCluster has six steps, one of the classifier four: about every fourth trainer ends one, the others die within it.
+"""
 
 PROCESSES.set_forkserver_preload(
     ["training.cycle", "training.finetune", "onnx", "onnxruntime", "sklearn.linear_model", "pretraining"]
@@ -77,7 +81,7 @@ def require_same(hall: Hall, unharmed: Hall) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("keep_s", "fewer"), [(-1.0, 1), (None, 3)], ids=["each state is written", "as in service"])
+@pytest.mark.parametrize(("keep_s", "fewer"), [(-1.0, 1), (None, 10)], ids=["each state is written", "as in service"])
 def test_a_trainer_killed_at_any_moment_of_a_pretraining_comes_to_the_bytes_of_one_that_was_not(
     tmp_path: Path, unharmed: Hall, keep_s: float | None, fewer: int
 ) -> None:
@@ -87,7 +91,7 @@ def test_a_trainer_killed_at_any_moment_of_a_pretraining_comes_to_the_bytes_of_o
         code = hall.try_it(trigger=trigger, at=at)
         assert code == -9, (trigger, at, code, hall.told.read_text()[-2000:])
     deaths = hall.deaths()
-    assert len(deaths) == len(planned) >= (20 if fewer == 1 else 9)
+    assert len(deaths) == len(planned)
     assert hall.try_it() == 0, hall.told.read_text()[-2000:]
     require_same(hall, unharmed)
     if keep_s is not None:  # it went on where it was, epoch by epoch
