@@ -148,7 +148,9 @@ def test_the_page_of_a_run_has_everything_from_the_gates_words_to_the_map(whole:
     ):
         assert title in drawn
     of_clusters, of_neighbours, of_map = sheets(page)
-    assert "the largest, the smallest, the oddest" in of_clusters
+    assert of_clusters.startswith("Clusters: the largest; of each"), (
+        "of three clusters none is left to be the smallest or the oddest"
+    )
     assert "the nearest ones of other patients" in of_neighbours
     assert of_map.startswith("20 of 20 pictures, 20 of them labelled.")
     one_sex = r'<td>sex F</td><td class="number">7</td><td class="number">0</td><td>–</td><td>\d\.\d\d \(\d\.\d\d–\d\.\d\d\)</td>'
