@@ -250,6 +250,16 @@ def test_a_run_goes_on_when_the_cache_was_thrown_away(site: Path, first: cycle.O
     assert run(site, run_id=copied(first, "without-cache").name).version == read(first, "outcome.json")["version"]
 
 
+def test_a_run_that_goes_on_tells_no_time_left_before_its_first_epoch(site: Path, first: cycle.Outcome) -> None:
+    """Its folds are read in no time: reckoned from that, hours would be none."""
+    folder = copied(first, "folds-done")
+    (folder / "fits" / "refit.pt").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        run(site, heard=Heard(stop_in="refit"), run_id=folder.name)
+    told = json.loads((folder / "progress.json").read_bytes())
+    assert (told["stage"], told["done"], told["total"], told.get("left_s")) == ("training", 6, 8, None)
+
+
 def test_a_damaged_model_in_service_is_no_reason_to_lose_a_run(site: Path, first: cycle.Outcome) -> None:
     registry = Registry(settings_of(site).storage.root / "models")
     registry.promote(first.version, by="a person", reason="a test", decision="", now=NOW, locked=())
