@@ -287,8 +287,10 @@ class _Cycle:
                 name = f"fold {number}" + (f" repeat {repeat}" if repeat else "")
                 done = recipe.epochs * (number * recipe.repeats + repeat)
                 make = partial(self._fold, name, pictures, validation[number], test[number], start, done)
-                found[-1].append(self.desk.step(f"fits/{name.replace(' ', '-')}.json", make))
-                self.desk.progress.advance(done + recipe.epochs)
+                file = f"fits/{name.replace(' ', '-')}.json"
+                say = self.desk.progress.skip if (self.desk.path / file).is_file() else self.desk.progress.advance
+                found[-1].append(self.desk.step(file, make))
+                say(done + recipe.epochs)
         truth = [pictures.targets[each].numpy() for each in validation]
         told = self.desk.step("final.json", lambda: _one_or_all(found, truth))
         said = {

@@ -123,7 +123,7 @@ class RunFolder:
         ranks: Ranks,
     ) -> None:
         self.settings, self.recipe, self.catalogue, self.now = settings, recipe, catalogue, now
-        self.progress: Progress = _Pulse(progress, self._go_on, self._tell)
+        self.progress = _Pulse(progress, self._go_on, self._tell)
         self.orders, self.ranks = orders, ranks
         self._named = recipe  # as it is without any order
         self._stop = stop
@@ -343,7 +343,7 @@ class _Pulse:
         self._heard.stage(what, total)
 
     def advance(self, done: int) -> None:
-        """Say how far the stage is, and reckon what is left; epochs that an earlier start has done took no time of this one."""
+        """Say how far the stage is, and reckon what is left."""
         self._go_on()
         self._now["done"] = done
         if worked := self._epochs or ("fit" not in self._now and done):
@@ -351,6 +351,13 @@ class _Pulse:
         if monotonic() - self._told_at > TELL_S:
             self._told_at = monotonic()
             self._tell(self._now)
+        self._heard.advance(done)
+
+    def skip(self, done: int) -> None:
+        """Say how far an earlier start came: that took no time of this one, and says nothing of what is left."""
+        self._go_on()
+        self._now["done"] = done
+        self._tell(self._now)
         self._heard.advance(done)
 
     def within(self, done: float) -> None:

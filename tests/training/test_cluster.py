@@ -55,13 +55,12 @@ def test_whitening_is_what_a_singular_value_decomposition_says(n: int, dims: int
 
 def test_a_row_of_zeros_poisons_neither_whitening_nor_clusters() -> None:
     """Its length is none, and to divide by it would give no number: the features of a black image, less their mean of zero."""
-    half = unlike(n=20)
+    half = unlike(n=20).round()  # whole numbers: their mean is zero to the bit, and so is the row
     features = torch.cat([half, torch.zeros(1, half.shape[1]), -half])
     rows = cluster.whiten(features, 4)
     lengths = torch.linalg.vector_norm(rows, dim=1)
-    assert torch.isfinite(rows).all()
+    assert not rows[20].any()
     assert torch.allclose(lengths[torch.arange(41) != 20], torch.ones(40))
-    rows[20] = 0
     for spherical in (False, True):
         found = cluster.kmeans(rows.numpy(), 3, seed=1, spherical=spherical)
         assert np.isfinite(found.centroids).all()
@@ -184,6 +183,28 @@ def test_clusters_stay_empty_where_nothing_is_left_to_split_and_are_counted() ->
     assert found.empty == (found.sizes == 0).sum() >= 3
     assert found.sizes.sum() == 30
     assert np.isfinite(found.centroids).all()
+
+
+def test_clusters_are_sought_on_the_gpu_of_the_number_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recorders stand for faiss built for two GPUs."""
+    rows, _ = blobs([30, 20])
+    asked: list[tuple[object, int]] = []
+    on_gpu = cluster.faiss.IndexFlatL2(rows.shape[1])
+
+    def moved(resources: object, number: int, index: object) -> object:
+        asked.append((resources, number))
+        return on_gpu
+
+    monkeypatch.setattr(cluster.faiss, "get_num_gpus", lambda: 2, raising=False)
+    monkeypatch.setattr(cluster.faiss, "StandardGpuResources", lambda: "resources", raising=False)
+    monkeypatch.setattr(cluster.faiss, "index_cpu_to_gpu", moved, raising=False)
+    on_cpu = cluster.kmeans(rows, 2, seed=4)
+    cluster.kmeans(rows, 2, seed=4, gpu=2)  # there is none of this number
+    assert (asked, on_gpu.ntotal) == ([], 0)
+    found = cluster.kmeans(rows, 2, seed=4, gpu=1)
+    assert asked == [("resources", 1)]
+    assert on_gpu.ntotal == 2  # it holds the centroids: the search was there
+    assert np.array_equal(found.labels, on_cpu.labels)
 
 
 # --- draws ---------------------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from node.keep.cache import Cache
 from node.keep.catalogue import Catalogue
 from node.keep.records import Purpose, RunState
 from node.reply import completion
-from training import checkpoint, corpus, cycle, finetune, machine, promote, upstream
+from training import checkpoint, corpus, cycle, evaluate, finetune, machine, promote, upstream
 from training.augment import plain
 from training.corpus import CorpusChanged, NotEnough
 from training.engine import Engine
@@ -124,6 +124,23 @@ def test_locked_patients_train_calibrate_and_validate_nothing(site: Path, first:
     assert set(predictions["locked patients"]["patients"]) == locked
     assert not set(predictions["out of fold"]["patients"]) & locked
     assert len(predictions["out of fold"]["studies"]) == 16
+
+
+def test_temperatures_are_found_on_validation_patients_alone(site: Path, first: cycle.Outcome) -> None:
+    """Each fold's is that of its own; the final model's is that of all of them together."""
+    samples = corpus.Corpus.from_plain(read(first, "corpus.json")).training
+    out_of_fold = np.zeros((len(samples), 2))
+    logits, truth = [], []
+    for number, fold in enumerate(read(first, "folds.json")["folds"]):
+        said = read(first, f"fits/fold-{number}.json")
+        logits.append(np.array(said["validation"]))
+        truth.append(np.array([sample.target for sample in samples if sample.pid in fold["validation"]]))
+        tested = [row for row, sample in enumerate(samples) if sample.pid in fold["test"]]
+        out_of_fold[tested] = np.array(said["test"]) / finetune.temperature(logits[-1], truth[-1])
+    expected = evaluate.by_study(samples, out_of_fold, RECIPE.urgent).to_plain()
+    assert read(first, "predictions.json")["out of fold"] == expected
+    card = Registry(settings_of(site).storage.root / "models").card(first.version)
+    assert card.temperature == finetune.temperature(np.concatenate(logits), np.concatenate(truth))
 
 
 def test_the_run_folder_tells_everything_and_is_private(first: cycle.Outcome) -> None:
@@ -231,6 +248,16 @@ def test_a_run_goes_on_when_the_cache_was_thrown_away(site: Path, first: cycle.O
     assert run(site, run_id=first.run).version == read(first, "outcome.json")["version"]  # a finished run needs no picture
     assert not list(cache.rglob("pixels.u8"))
     assert run(site, run_id=copied(first, "without-cache").name).version == read(first, "outcome.json")["version"]
+
+
+def test_a_run_that_goes_on_tells_no_time_left_before_its_first_epoch(site: Path, first: cycle.Outcome) -> None:
+    """Its folds are read in no time: reckoned from that, hours would be none."""
+    folder = copied(first, "folds-done")
+    (folder / "fits" / "refit.pt").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        run(site, heard=Heard(stop_in="refit"), run_id=folder.name)
+    told = json.loads((folder / "progress.json").read_bytes())
+    assert (told["stage"], told["done"], told["total"], told.get("left_s")) == ("training", 6, 8, None)
 
 
 def test_a_damaged_model_in_service_is_no_reason_to_lose_a_run(site: Path, first: cycle.Outcome) -> None:

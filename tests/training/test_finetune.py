@@ -59,6 +59,32 @@ def test_frozen_stages_and_batch_statistics_stay_what_they_were() -> None:
     assert not torch.equal(started["backbone.12.layers.0.weight"], ended["backbone.12.layers.0.weight"])
 
 
+def test_a_class_weighs_as_much_as_another_one_of_three_times_the_pictures() -> None:
+    """Nothing is learned, moved or dropped here: both losses of the epoch are those of the network as it was built."""
+
+    def built() -> Network:
+        network = build("efficientnet_lite0", 2)
+        with torch.no_grad():
+            network.head.bias.copy_(torch.tensor([1.0, -1.0]))  # so that the classes differ in their loss
+        network.dropout.p = 0.0
+        return network
+
+    still = Augmentation(flip=False, shift=0, rotate_deg=0, brightness=0, contrast=0)
+    recipe = replace(SMALL, lr=0.0, head_lr=0.0, weight_decay=0.0, augmentation=still)
+    train, validation = pictures(8).only([0, 2, 4, 1]), pictures(8).only([3, 5, 6])
+    assert finetune._class_weights(train.targets, 2).tolist() == pytest.approx([4 / (2 * 3), 4 / (2 * 1)])
+    lines: list[Epoch] = []
+    network = finetune.fit(built, train, validation, recipe, purpose="fold 0", epochs=1, on_epoch=lines.append).network
+
+    def loss(of: Pictures) -> float:
+        logits = finetune.predict(network, of.rows)[0].astype(np.float64)
+        truth = of.targets.numpy()
+        each = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(truth)), truth]
+        return float(np.average(each, weights=np.where(truth == 1, 3, 1)))
+
+    assert (lines[0].train_loss, lines[0].validation_loss) == pytest.approx((loss(train), loss(validation)), rel=1e-3)
+
+
 def test_a_fit_stops_early_and_keeps_its_best_epoch() -> None:
     lines: list[Epoch] = []
     wrong = pictures(8, seed=500)

@@ -87,6 +87,21 @@ def test_a_training_that_goes_on_after_any_epoch_is_to_the_bit_the_one_that_was_
 
 
 @pytest.mark.parametrize("name", HOW)
+def test_pictures_that_lie_on_the_device_for_good_give_the_same_bits(
+    trained: dict[str, Trained], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processor stands for a GPU whose memory holds them all; they go there in pieces."""
+    asked: list[int] = []
+    monkeypatch.setattr(pretrain, "fits", lambda size, _device: asked.append(size) is None)
+    monkeypatch.setattr(pretrain, "PIECE", 25)
+    settled = gallery()
+    monkeypatch.setitem(globals(), "PICTURES", settled)
+    require_same(read(stored(HOW[name](part(), None))), trained[name].last)
+    assert [tuple(one.shape) for one in settled.resident] == [(60, SIZE_PX, SIZE_PX)]
+    assert asked[0] == 60 * SIZE_PX * SIZE_PX
+
+
+@pytest.mark.parametrize("name", HOW)
 def test_every_epoch_has_its_line_and_its_state(trained: dict[str, Trained], name: str) -> None:
     whole = trained[name]
     assert [state["epoch"] for state in whole.states] == [1, 2, 3]

@@ -36,6 +36,7 @@ from node.keep.catalogue import Catalogue
 from node.keep.records import Run, RunState
 from training import checkpoint, cycle, promote, upstream
 from training.corpus import CorpusChanged, NotEnough
+from training.engine import Engine
 from training.folder import Orders, OtherRun, Stopped
 from training.pretrain import Collapsed, TooLarge
 from training.recipe import Pretraining, Recipe
@@ -233,6 +234,24 @@ def test_an_extended_pretraining_is_the_one_of_so_many_epochs(site: Path, whole:
     assert {file.name: file.read_bytes() for file in (short.folder / "pretrain").iterdir()} == before
     with pytest.raises(OtherRun, match="another recipe"):
         run(site, replace(TINY, seed=1), kind="pretrain", extends=short.run, epochs=3)
+
+
+def test_a_run_that_goes_on_computes_as_was_chosen_when_it_began(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another format would be the quicker one now; and one that goes on in bfloat16 ends in the bits of one never stopped."""
+
+    def quickest(engine: Engine) -> None:
+        monkeypatch.setattr(upstream, "chosen", lambda *_args, **_options: engine)
+
+    quickest(Engine(format="bfloat16", channels_last=False))
+    never_stopped = run(site, kind="pretrain", epochs=2)
+    folder = interrupted(site, heard=Heard(after=("pretraining", 1)), kind="pretrain", epochs=2)
+    quickest(Engine())
+    ended = run(site, run_id=folder.name)
+    assert read(folder, "engine.json") == {"device": "cpu", "format": "bfloat16", "channels_last": False}
+    require_same_pretraining(ended.folder / "pretrain", never_stopped.folder / "pretrain")
+    other = run(site, kind="pretrain", epochs=2)
+    mine, theirs = (checkpoint.load(one.folder / "pretrain" / "backbone.pt") for one in (ended, other))
+    assert any(not torch.equal(mine[name], theirs[name]) for name in mine), "the format makes no difference here"
 
 
 def test_a_state_is_whole_whatever_ends_its_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
