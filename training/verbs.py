@@ -89,6 +89,8 @@ def extend(
         row = catalogue.runs.named(run)
     if row.kind not in ("cycle", "pretrain"):
         raise NotFound(f"run {row.id} is of kind {row.kind}: it has no pretraining to go on with")
+    if not row.folder:
+        raise NotFound(f"run {row.id} has left nothing yet; it is {_state(row)}")
     _train(config, row.recipe, {"kind": row.kind, "extends": row.folder, "epochs": epochs})
 
 
