@@ -129,6 +129,8 @@ def show(run: RunName, config: Config = DEFAULT_CONFIG) -> None:
     else:
         typer.echo(f"run {row.id} has not come to a decision; it is {_state(row)}")
         return
+    if row.state != "done":  # what was decided may not have come about
+        typer.echo(f"state    {_state(row)}")
     typer.echo(f"files    {folder}")
 
 
