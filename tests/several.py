@@ -1,7 +1,7 @@
 """Several processes at one training, under torchrun; each says what it saw and computed.
 
     torchrun … several.py steps FOLDER METHOD      three steps of a pretraining method: FOLDER/METHOD-RANK.pt
-    torchrun … several.py train FOLDER …           `python -m training …` with the recipe `tiny`, and the fault in FOLDER/fault
+    torchrun … several.py train FOLDER …           `python -m training …` with a recipe of RECIPES, and the fault in FOLDER/fault
 
 Faults: `none`; of one process in one epoch, once, `killed RANK EPOCH` and `memory RANK EPOCH`; `slow`: each epoch takes a second
 longer. A state is kept after every epoch. FOLDER/pid-RANK and FOLDER/epochs-RANK say who worked on what.
@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -42,6 +43,12 @@ TINY: Recipe = replace(
         classifier=Classifier(epochs=3, batch=BATCH, lr=0.01),
     ),
 )  # fmt: skip
+assert TINY.pretraining is not None
+BANKED: Recipe = replace(
+    TINY, name="banked", pretraining=replace(TINY.pretraining, method="deepcluster2", views=Views(small=1, small_px=16))
+)
+"""The same by `deepcluster2`."""
+RECIPES = {"tiny": TINY, "banked": BANKED}
 
 
 def how(method: Any) -> Pretraining:
@@ -96,7 +103,7 @@ def steps(method: str, ranks: Ranks) -> dict[str, Any]:
 
 def _train(folder: Path) -> None:
     """Run the trainer, with a fault."""
-    recipe.RECIPES["tiny"] = lambda: TINY
+    recipe.RECIPES.update({name: partial(RECIPES.__getitem__, name) for name in RECIPES})
     upstream.KEEP_S = 0.0
     fault = (folder / "fault").read_text().split()
     rank = int(os.environ.get("RANK", "0"))

@@ -90,7 +90,7 @@ def extend(
     if row.kind not in ("cycle", "pretrain"):
         raise NotFound(f"run {row.id} is of kind {row.kind}: it has no pretraining to go on with")
     if not row.folder:
-        raise NotFound(f"run {row.id} has not begun: it has no pretraining to go on with yet; it is {_state(row)}")
+        raise NotFound(f"run {row.id} has left nothing yet; it is {_state(row)}")
     _train(config, row.recipe, {"kind": row.kind, "extends": row.folder, "epochs": epochs})
 
 
@@ -129,6 +129,8 @@ def show(run: RunName, config: Config = DEFAULT_CONFIG) -> None:
     else:
         typer.echo(f"run {row.id} has not come to a decision; it is {_state(row)}")
         return
+    if row.state != "done":  # what was decided may not have come about
+        typer.echo(f"state    {_state(row)}")
     typer.echo(f"files    {folder}")
 
 
@@ -235,7 +237,7 @@ def resume(
         row = catalogue.runs.named(run)
         if other_processes:
             if not row.folder:
-                raise NotFound(f"run {row.id} has not begun; `osteon train resume {row.id} --reason TEXT` queues it again")
+                raise NotFound(f"run {row.id} has left nothing yet; `osteon train resume {row.id} --reason TEXT` queues it again")
             told, subject = "run resumed with another number of processes", f"run {row.id}"
             catalogue.history.note(by=login(), what=told, subject=subject, reason=reason, now=datetime.now(UTC))
         else:

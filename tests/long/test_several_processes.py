@@ -31,17 +31,17 @@ CLOCK = {"seconds", "clustering_s"}
 class Site:
     """A copy of a site, and the run in it."""
 
-    def __init__(self, made: Path, folder: Path) -> None:
+    def __init__(self, made: Path, folder: Path, recipe: str = "tiny") -> None:
         shutil.copytree(made, folder / "site")
         self.folder, self.config = folder, folder / "site" / "ae_config.toml"
-        self.data = folder / "site" / "data"
+        self.data, self._recipe = folder / "site" / "data", recipe
 
     def started(self, processes: int, *words: str, fault: str = "none", kind: str = "pretrain") -> subprocess.Popen[str]:
         """Start a new run, or go on with the one there is."""
         (self.folder / "fault").write_text(fault)
         for old in self.folder.glob("epochs-*"):
             old.unlink()
-        orders = () if "--run" in words else ("--recipe", "tiny", "--orders", json.dumps({"kind": kind}))
+        orders = () if "--run" in words else ("--recipe", self._recipe, "--orders", json.dumps({"kind": kind}))
         trainer = (several.__file__, "train", str(self.folder), "--config", str(self.config), *orders, *words)
         command = [*TORCHRUN, "--", *trainer] if processes > 1 else [sys.executable, *trainer]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | HERE)
@@ -141,11 +141,8 @@ def test_a_whole_run_in_two_processes_leaves_what_one_process_leaves(made: Path,
     assert sites[1].left_behind() == []
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_run_whose_one_process_is_killed_goes_on_to_the_bits_of_one_that_was_not(
-    made: Path, undisturbed: Site, tmp_path: Path, rank: int
-) -> None:
-    site = Site(made, tmp_path)
+def kill_and_go_on(site: Site, rank: int) -> None:
+    """Let one process be killed in the third epoch, and go on to the end."""
     began = time.monotonic()
     code, said = site.ran(2, fault=f"killed {rank} 3")
     assert code != 0, said
@@ -154,7 +151,25 @@ def test_a_run_whose_one_process_is_killed_goes_on_to_the_bits_of_one_that_was_n
     code, said = site.ran(2, "--run", site.run.name)
     assert code == 0, said
     assert site.epochs() == [3, 4, 1, 2, 3], "it goes on from the state of the second epoch"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_run_whose_one_process_is_killed_goes_on_to_the_bits_of_one_that_was_not(
+    made: Path, undisturbed: Site, tmp_path: Path, rank: int
+) -> None:
+    site = Site(made, tmp_path)
+    kill_and_go_on(site, rank)
     require_same(site, undisturbed)
+
+
+def test_a_run_of_deepcluster2_whose_one_process_is_killed_goes_on_to_the_same_bits(made: Path, tmp_path: Path) -> None:
+    """The bank of embeddings, of which each process fills a part, is in the state."""
+    undisturbed, site = (Site(made, tmp_path / name, "banked") for name in ("undisturbed", "killed"))
+    code, said = undisturbed.ran(2)
+    assert code == 0, said
+    kill_and_go_on(site, 0)
+    require_same(site, undisturbed)
+    assert {"state/bank", "clusters/centroids"} < undisturbed.learned().keys()
 
 
 @pytest.mark.parametrize("told", ["first process", "torchrun"])

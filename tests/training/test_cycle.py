@@ -484,6 +484,37 @@ def test_who_is_locked_while_a_run_freezes_its_lists_is_not_trained_on(
         run(site, run_id=folder.name)
 
 
+def test_a_candidate_that_learned_from_a_patient_who_is_locked_now_is_not_promoted_by_the_gate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate would promote it; a machine that does not see the runs locks the patient while it decides."""
+    site = labelled_site(tmp_path, patients=12, is_locked=lambda patient: patient == 1)
+    registry = Registry(settings_of(site).storage.root / "models")
+
+    def merging(*_: object) -> promote.Decision:
+        with Catalogue.open(settings_of(site).storage.catalogue) as catalogue:
+            plan = catalogue.patients.plan(pid(3), pid(1))
+            catalogue.patients.merge(plan, named_by="", by="someone", reason="HIS merge", now=NOW)
+        return promote.Decision(promote.Verdict.PROMOTE, "It is better.")
+
+    monkeypatch.setattr(promote, "decide", merging)
+    with pytest.raises(Final, match="was trained on 1 of the locked patients; it can never be put into service"):
+        run(site, replace(RECIPE, epochs=1))
+    (version,) = registry.versions()
+    assert pid(3) in registry.corpus(version)
+    assert (registry.champion(), registry.history()) == (None, [])
+    with Catalogue.open(settings_of(site).storage.catalogue) as catalogue:
+        row = catalogue.runs.last()
+    assert row is not None
+    assert row.state is RunState.FAILED
+    assert f"{version} was trained on 1 of the locked patients" in row.reason
+    shown = CliRunner().invoke(app, ["show", row.folder, "--config", str(site)]).stdout
+    assert f"state    failed ({row.reason})" in shown, "the decision stands there, and what came of it"
+    with pytest.raises(CorpusChanged, match="start a new run"):
+        run(site, replace(RECIPE, epochs=1), run_id=row.folder)
+    assert registry.champion() is None
+
+
 @pytest.mark.long
 def test_a_witness_who_was_merged_with_somebody_learned_from_is_none_any_more(tmp_path: Path) -> None:
     """The run had frozen its lists with the one in the training part, the other in the locked one."""

@@ -18,9 +18,9 @@ from typer.testing import CliRunner, Result
 from node.commands import check, serve
 from node.commands.init import init_site
 from node.commands.status import status as node_status
-from node.errors import BadSettings
+from node.errors import BadSettings, NotFound
 from node.keep.catalogue import Catalogue
-from node.keep.records import Role
+from node.keep.records import Role, Run
 from node.settings import load
 from training import machine, verbs
 
@@ -353,17 +353,6 @@ def test_a_summary_of_a_sweep_lays_the_numbers_of_clusters_side_by_side(site: Pa
     assert all(line in shown for line in told.splitlines()[1:5])
 
 
-def test_what_never_began_is_neither_extended_nor_gone_on_with_in_the_foreground(
-    site: Path, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without its folder the verbs would start another run, by the default recipe."""
-    monkeypatch.setattr("training.verbs._train", lambda *_given: pytest.fail("a run was started"))
-    catalogue.runs.ask(kind="pretrain", recipe="phantom", schedule="", by="me", reason="", now=now())
-    assert "run 1 has not begun" in str(train("extend", "1", "--epochs", "9", site=site).exception)
-    assert "run 1 has not begun" in str(train("resume", "1", "--other-processes", "--reason", "two now", site=site).exception)
-    assert [act.what for act in catalogue.history.acts(subject="run 1")] == ["run asked for"]
-
-
 def test_a_run_that_no_gate_judged_is_not_said_to_be_judged_by_it(site: Path, catalogue: Catalogue) -> None:
     run = catalogue.runs.ask(kind="pretrain", recipe="phantom", schedule="", by="me", reason="", now=now()).id
     begun(catalogue, run)
@@ -372,3 +361,94 @@ def test_a_run_that_no_gate_judged_is_not_said_to_be_judged_by_it(site: Path, ca
     assert "run 1 is done" in told
     assert "result: not offered" in told
     assert "gate" not in told
+
+
+# --- what a run is told to do -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ordered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, object]]]:
+    """Give recipe and orders of each run that would have started."""
+    started: list[tuple[str, dict[str, object]]] = []
+    monkeypatch.setattr(verbs, "_train", lambda _config, recipe, orders, *_: started.append((recipe, orders)))
+    return started
+
+
+def ran(catalogue: Catalogue, kind: str) -> Run:
+    run = catalogue.runs.ask(kind=kind, recipe="phantom", schedule="nightly", by="me", reason="", now=now()).id
+    begun(catalogue, run)
+    catalogue.runs.done(run, 1, model_id="", decision="", now=now())
+    return catalogue.runs.get(run)
+
+
+@pytest.mark.parametrize(
+    ("words", "recipe", "orders"),
+    [
+        (("run",), "", {"kind": "cycle"}),
+        (("run", "--only", "pretrain", "--recipe", "ewing"), "ewing", {"kind": "pretrain"}),
+        (("run", "--only", "finetune"), "", {"kind": "finetune"}),
+        (("sweep", "--clusters", "200,50,50"), "", {"kind": "sweep", "clusters": [50, 200], "epochs": 0}),
+        (
+            ("sweep", "--clusters", "2, 9", "--epochs", "4", "--recipe", "ewing"),
+            "ewing",
+            {"kind": "sweep", "clusters": [2, 9], "epochs": 4},
+        ),
+    ],
+)
+def test_a_run_is_started_with_what_the_operator_said(
+    site: Path, ordered: list[tuple[str, dict[str, object]]], words: tuple[str, ...], recipe: str, orders: dict[str, object]
+) -> None:
+    assert train(*words, site=site).exit_code == 0
+    assert ordered == [(recipe, orders)]
+
+
+@pytest.mark.parametrize("kind", ["cycle", "pretrain"])
+def test_a_run_is_extended_by_its_number_or_folder_as_what_it_is(
+    site: Path, catalogue: Catalogue, ordered: list[tuple[str, dict[str, object]]], kind: str
+) -> None:
+    run = ran(catalogue, kind)
+    for name in (str(run.id), run.folder):
+        assert train("extend", name, "--epochs", "9", site=site).exit_code == 0
+    assert ordered == [("phantom", {"kind": kind, "extends": run.folder, "epochs": 9})] * 2
+
+
+def test_a_run_without_a_pretraining_to_go_on_with_is_not_extended(
+    site: Path, catalogue: Catalogue, ordered: list[tuple[str, dict[str, object]]]
+) -> None:
+    for kind in ("finetune", "sweep"):
+        refused = train("extend", str(ran(catalogue, kind).id), "--epochs", "9", site=site).exception
+        assert isinstance(refused, NotFound)
+        assert f"is of kind {kind}: it has no pretraining to go on with" in str(refused)
+    waiting = catalogue.runs.ask(kind="pretrain", recipe="phantom", schedule="nightly", by="me", reason="", now=now()).id
+    refused = train("extend", str(waiting), "--epochs", "9", site=site).exception
+    assert f"run {waiting} has left nothing yet; it is queued" in str(refused)
+    assert ordered == []
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("sweep", "--clusters", "50;100"), "--clusters: numbers with commas between them"),
+        (("sweep", "--clusters", ""), "--clusters: numbers with commas between them"),
+        (("sweep", "--clusters", "1,50"), "--clusters: two clusters or more"),
+        (("run", "--only", "sweep"), "--only: pretrain or finetune"),
+    ],
+)
+def test_what_cannot_be_ordered_is_said_in_one_line_and_starts_nothing(
+    site: Path, ordered: list[tuple[str, dict[str, object]]], words: tuple[str, ...], says: str
+) -> None:
+    refused = train(*words, site=site)
+    assert refused.exit_code == 2
+    assert f"Invalid value for {says}" in re.sub(r"[│\s]+", " ", refused.output)
+    assert ordered == []
+
+
+def test_a_run_that_never_began_is_not_gone_on_with_in_the_foreground(
+    site: Path, catalogue: Catalogue, ordered: list[tuple[str, dict[str, object]]]
+) -> None:
+    """Without its folder another run would be started, by the default recipe."""
+    catalogue.runs.ask(kind="pretrain", recipe="phantom", schedule="", by="me", reason="", now=now())
+    refused = train("resume", "1", "--other-processes", "--reason", "two now", site=site).exception
+    assert "run 1 has left nothing yet" in str(refused)
+    assert ordered == []
+    assert [act.what for act in catalogue.history.acts(subject="run 1")] == ["run asked for"]

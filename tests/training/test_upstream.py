@@ -19,6 +19,7 @@ from pretraining import (
     TINY,
     UNLABELLED,
     is_locked,
+    journal,
     make_steady,
     require_same_pretraining,
     site_to_pretrain,
@@ -205,6 +206,34 @@ def test_a_pretraining_told_to_stop_ends_at_the_epochs_end_and_goes_on_to_the_sa
     require_same_pretraining(outcome.folder / "pretrain", whole.folder / "pretrain")
     assert run(site, heard=ending, run_id=stopped.folder) == outcome  # and nothing is done again
     assert ending.epochs == [("classifier of clusters", 2)]
+
+
+def test_deepcluster2_goes_the_whole_way_and_stopped_in_either_step_to_the_same_bits(site: Path) -> None:
+    banked = replace(PRETRAINING, method="deepcluster2", views=replace(PRETRAINING.views, small=1, small_px=16))
+    recipe = replace(TINY, pretraining=banked)
+    undisturbed = run(site, recipe)
+    learned = undisturbed.folder / "pretrain"
+    state = checkpoint.load(learned / "state.pt")
+    assert (state["epoch"], state["bank"].shape) == (3, (30, 8))
+    assert [line["epoch"] for line in journal(learned / "metrics.jsonl")] == [1, 2, 3]
+    assert [line["epoch"] for line in journal(learned / "classifier.jsonl")] == [1, 2]
+    with np.load(learned / "clusters.npz") as found:
+        assert (found["centroids"].shape, found["labels"].shape, int(found["epoch"])) == ((4, 8), (30,), 3)
+    told = read(learned, "probe.json")
+    figures = {f"AUC, {probe}, {of}" for probe in ("k-NN", "linear probe") for of in ("start", "DeepCluster", "pretrained")}
+    assert figures <= {metric["name"] for metric in told["metrics"]}
+    assert read(undisturbed.folder, "start.json")["sha256"] == told["sha256"] != ""
+    assert undisturbed.run in registry(site).verify(undisturbed.version).start.name
+    assert "DeepCluster-v2, 4 clusters, 3 epochs" in (undisturbed.folder / "report.html").read_text()
+
+    folder = interrupted(site, recipe, heard=Heard(after=("pretraining", 1)), kind="pretrain")
+    again, ending = Heard(after=("classifier of clusters", 1)), Heard()
+    interrupted(site, recipe, heard=again, run_id=folder.name)
+    assert again.epochs == [("pretraining", 2), ("pretraining", 3), ("classifier of clusters", 1)]
+    ended = run(site, recipe, heard=ending, run_id=folder.name)
+    assert ending.epochs == [("classifier of clusters", 2)]
+    assert ended.decision == "offered"
+    require_same_pretraining(folder / "pretrain", learned)
 
 
 def test_an_epoch_is_done_again_to_the_same_bits_when_its_state_was_not_written(
