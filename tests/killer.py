@@ -203,6 +203,7 @@ def _pretrainer(killer: _Killer, config: Path, ticket: tuple[int, int], keep_s: 
     from pretraining import EIGHT_EPOCHS, make_steady
     from torch.optim import SGD, AdamW
 
+    from node.keep import cache
     from node.settings import load
     from training import cluster, cycle, evaluate, export, finetune, probe, promote, upstream
     from training.__main__ import Lines
@@ -218,6 +219,9 @@ def _pretrainer(killer: _Killer, config: Path, ticket: tuple[int, int], keep_s: 
     promote.decide = lambda *_: promote.Decision(promote.Verdict.PROMOTE, "It is better.")
     if keep_s is not None:
         upstream.KEEP_S = keep_s
+    cache.CHUNK = 4  # of some thirty images, so that a kill leaves some decoded and others not
+    killer.wrap(cache, "decode", "an image is decoded")
+    killer.wrap(cache.Cache, "_note", "images are in the cache")
     killer.wrap_names()
     killer.wrap_named(finetune, "fit", lambda *_args, purpose="", **_options: f"fit {purpose.split()[0]}")
     for owner, name in (

@@ -13,20 +13,22 @@ from pretraining import journal, require_same_pretraining, site_to_pretrain
 from node.keep.records import RunState
 
 KILLS: tuple[tuple[str, int, int], ...] = (
-    ("stage decoding", 20, 6),
+    ("stage decoding", 20, 12),
     ("stage pretraining", 20, 8),
     ("clusters.npz stands", 1, 1),
     ("stage classifier", 20, 5),
     ("backbone.pt stands", 1, 2),
     ("stage probing", 20, 4),
     ("fit fold", 20, 8),
-    ("fit refit", 20, 5),
-    ("stage exporting", 20, 5),
-    ("stage evaluating", 20, 5),
+    ("fold-0.json stands", 1, 3),
+    ("fit refit", 20, 8),
+    ("stage exporting", 20, 7),
+    ("stage evaluating", 20, 8),
 )
 """From which step on a trainer is killed how often, and before one of how many.
 
 An epoch of DeepCluster has six steps, one of the classifier four: about every fourth trainer ends one, the others die within it.
+Where a step leaves nothing before its end, all of them die within it.
 """
 
 PROCESSES.set_forkserver_preload(
