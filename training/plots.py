@@ -301,7 +301,7 @@ def classifier_loss_plot(lines: Sequence[Line]) -> bytes:
 
 
 def classifier_accuracy_plot(lines: Sequence[Line], clusters: int, chance: float) -> bytes:
-    """Draw how often step two names the cluster of a validation image; `chance` is the share of the largest cluster."""
+    """Draw how often step two names the cluster of a validation image; `chance` is what always naming the largest reaches."""
     chart = _by_epoch(f"Accuracy of step two, {clusters:,} clusters", lines, (0, 1), "validation accuracy")
     _draw(chart, lines, "validation_accuracy", "c1", "classifier")
     chart.level(chance, "c5 dash", f"always the largest cluster: {chance:.2g}")
@@ -356,8 +356,8 @@ def size_histogram_plot(counts: NDArray[np.integer]) -> bytes:
 def sweep_accuracy_plot(points: Sequence[Line], cases: int, ringed: int) -> bytes:
     """Draw for each k how often step two names the right cluster, with chance; the shaded height is the accuracy over chance.
 
-    Measured on `cases` images of patients it never saw. A point is `{"k": 100, "accuracy": 0.71, "chance": 0.03}`, with the share
-    of the largest cluster as chance; the k that was chosen is `ringed`.
+    Measured on `cases` images of patients it never saw. A point is `{"k": 100, "accuracy": 0.71, "chance": 0.03}`, where
+    chance is what always naming the largest cluster reaches; the k that was chosen is `ringed`.
     """
     ordered = sorted(points, key=lambda point: point["k"])
     chart = _by_k(f"Step two over k, {cases:,} test images", ordered, (0, 1), "accuracy")

@@ -300,7 +300,7 @@ class Report:
         ]
         words = (
             "The study takes the number of clusters that step two tells apart best. More clusters are harder to tell, so the "
-            "accuracy is held against the share of the largest cluster, which a guess would reach. The AUC of the probes on "
+            "accuracy is held against what naming the largest cluster reaches on the same pictures. The AUC of the probes on "
             "labelled patients stands beside it: the two need not agree."
         )
         caption = f"Accuracy on {cases:,} pictures of patients it never saw; AUC of the probes after pretraining"

@@ -292,9 +292,8 @@ class Upstream:
             job = self._job("deepcluster", pool, place, how, how.batch)
             state = self._together(job, place, "metrics.jsonl", "pretraining", self._probe_of(labelled, how))
             found = self._all(replace(job, what="clusters"))
-            journal.write(
-                self.desk.path / place / "metrics.jsonl", state["lines"]
-            )  # a power cut takes lines, and the page needs them
+            # lines are not written through, and a power cut may have taken some: the page needs them
+            journal.write(self.desk.path / place / "metrics.jsonl", state["lines"])
             durable.write(file, _packed(found, int(state["epoch"])), mode=0o600)
         with np.load(file) as kept:
             return np.asarray(kept["labels"], np.int64)
