@@ -229,7 +229,7 @@ def ewing_small() -> Recipe:
 
     Expected: with some 40 + 20 labelled patients a test accuracy near 0.71 (the ImageNet arm of the study in
     docs/training.md reports 70.8 % with a ResNet50), with an interval of ±0.1 or more. Hours on a GPU are not needed:
-    some minutes on two CPU cores.
+    half an hour on two CPU cores.
     """
     return Recipe(
         name="ewing_small",
