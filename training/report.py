@@ -185,7 +185,7 @@ class Report:
     def _finetuning(self, decision: Plain) -> Section:
         words = [
             self.desk.read("final.json")["words"],
-            f"It was fitted for {decision['epochs']} epochs, the median of the folds.",
+            f"The final model was fitted for {decision['epochs']} epochs, the median of the folds.",
         ]
         loss = plots.loss_plot(journal.read(self.desk.path / "metrics.jsonl"))
         charts = [Figure("A thin line is a fit, a dot the epoch it was kept at.", loss)]
