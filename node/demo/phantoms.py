@@ -418,7 +418,7 @@ def _digital_x_ray(dataset: Dataset, unit: _Unit, part: _Part, side: str, view: 
     dataset.DetectorType = "SCINTILLATOR"
     dataset.DetectorConfiguration = "AREA"
     dataset.PixelIntensityRelationship = "LOG"
-    dataset.PixelIntensityRelationshipSign = -1 if unit.monochrome1 else 1
+    dataset.PixelIntensityRelationshipSign = 1 if unit.monochrome1 else -1  # -1: higher values, less beam
     dataset.RescaleIntercept, dataset.RescaleSlope, dataset.RescaleType = "0", "1", "US"
     dataset.PresentationLUTShape = "INVERSE" if unit.monochrome1 else "IDENTITY"
     dataset.AnatomicRegionSequence = [_code(part.code, "SCT", part.meaning)]
