@@ -292,8 +292,6 @@ class Upstream:
             job = self._job("deepcluster", pool, place, how, how.batch)
             state = self._together(job, place, "metrics.jsonl", "pretraining", self._probe_of(labelled, how))
             found = self._all(replace(job, what="clusters"))
-            # lines are not written through, and a power cut may have taken some: the page needs them
-            journal.write(self.desk.path / place / "metrics.jsonl", state["lines"])
             durable.write(file, _packed(found, int(state["epoch"])), mode=0o600)
         with np.load(file) as kept:
             return np.asarray(kept["labels"], np.int64)
@@ -317,7 +315,6 @@ class Upstream:
             checkpoint.save(network.backbone.state_dict(), self.desk.path / place / "backbone.pt")
             network = part.engine.place(network)
             told = {"best_epoch": state["best"]["epoch"], "clusters": how.clusters}
-            journal.write(self.desk.path / place / "classifier.jsonl", state["lines"])
             largest = np.bincount(labels[train]).argmax()
             for name, held in (("validation_accuracy", validation), ("accuracy", test)):
                 said = pretrain.features(network, gallery.only(held), part, embed=True).argmax(dim=1).cpu().numpy()
@@ -477,6 +474,8 @@ class Upstream:
                 continue
             finally:
                 keeper.write()  # told to stop, diverged or collapsed: the last good state is kept
+            # lines are not written through, and a power cut may have taken some: the page needs them
+            journal.write(self.desk.path / place / told, state["lines"])
             return state
 
     # --- a sweep --------------------------------------------------------------------------------------------------------------
