@@ -191,11 +191,16 @@ class Report:
         charts = [Figure("A thin line is a fit, a dot the epoch it was kept at.", loss)]
         return Section("Fine-tuning", "finetuning", words=words, figures=charts)
 
+    @property
+    def _started_from(self) -> str:
+        """Name the run whose pretraining fine-tuning started from; empty where it started from plain weights."""
+        has_said = (self.desk.path / "start.json").is_file()  # a recipe without a pretraining says nothing
+        return self.desk.orders.start_from or (self.desk.read("start.json")["run"] if has_said else "")
+
     def _begun(self, learned: _Learned | None) -> Section:
         """Say what fine-tuning starts from, and why."""
         heading, recipe, orders = "What fine-tuning starts from", self.desk.recipe, self.desk.orders
-        weights, file = WEIGHTS[recipe.start], self.desk.path / "start.json"
-        run = orders.start_from or (self.desk.read("start.json")["run"] if file.is_file() else "")
+        weights, run = WEIGHTS[recipe.start], self._started_from
         if not run:
             if learned:
                 why = "this run pretrained, and the result is not offered"
@@ -431,9 +436,7 @@ class Report:
 
     def _facts_of_model(self, decision: Plain) -> dict[str, str]:
         recipe, frozen, parity = self.desk.recipe, self.frozen, self.desk.read("parity.json")
-        file = self.desk.path / "start.json"
-        begun = self.desk.read("start.json")["run"] if file.is_file() else ""
-        start = f"the pretraining of run {begun}" if begun else WEIGHTS[recipe.start]
+        start = f"the pretraining of run {self._started_from}" if self._started_from else WEIGHTS[recipe.start]
         return {
             "version": decision["version"],
             "recipe": f"{recipe.name} ({recipe.digest[:12]})",
