@@ -89,9 +89,7 @@ def extend(
         row = catalogue.runs.named(run)
     if row.kind not in ("cycle", "pretrain"):
         raise NotFound(f"run {row.id} is of kind {row.kind}: it has no pretraining to go on with")
-    if not row.folder:
-        raise NotFound(f"run {row.id} has left nothing yet; it is {_state(row)}")
-    _train(config, row.recipe, {"kind": row.kind, "extends": row.folder, "epochs": epochs})
+    _train(config, row.recipe, {"kind": row.kind, "extends": _folder(row), "epochs": epochs})
 
 
 @app.command("list")
@@ -271,9 +269,7 @@ def _reported(site: Settings, catalogue: Catalogue, run: str) -> Path:
     runs = site.storage.root / "runs"
     if run:
         row = catalogue.runs.named(run)
-        if not row.folder:
-            raise NotFound(f"run {row.id} has left nothing yet; it is {_state(row)}")
-        return runs / row.folder
+        return runs / _folder(row)
     for row in catalogue.runs.list():
         if row.folder and (runs / row.folder / "report.html").is_file():
             return runs / row.folder
@@ -567,6 +563,13 @@ def _progress(site: Settings, row: Run) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found
+
+
+def _folder(row: Run) -> str:
+    """Name the folder of a run that has begun."""
+    if not row.folder:
+        raise NotFound(f"run {row.id} has left nothing yet; it is {_state(row)}")
+    return row.folder
 
 
 def _judge(row: Run) -> str:
